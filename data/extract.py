@@ -1,0 +1,104 @@
+"""A data set's features by one backbone: from the cache, or extracted into it."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import transforms
+from data.splits import HashingData
+from data.views import eval_batches, view_batches
+from utils.features import FeatureCache, choose_engine, engine_version, make_engine, parse_size, prefetch
+
+BATCH = 64
+
+
+class Extractor:
+    """Features of one data set by one frozen backbone.
+
+    Args:
+        backbone: module from uint8 images to features, with ``dim`` and ``describe()``.
+        size: height and width of what the backbone sees, in pixels.
+        engine, precision: "auto" or a name; see ``choose_engine``.
+        view_seed: of the bank of views (and of nothing else), so that runs of all seeds share one bank.
+    """
+
+    def __init__(self, data: HashingData, backbone, device: torch.device, cache: FeatureCache, size: int = transforms.SIZE,
+                 engine: str = "auto", precision: str = "auto", view_seed: int = 0, workers: int = 4):
+        self.data, self.backbone, self.device, self.cache = data, backbone, device, cache
+        self.size, self.view_seed, self.workers = size, view_seed, workers
+        self.engine_name, self.precision = choose_engine(engine, precision, device)
+        self._engine = None
+
+    def engine(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, S, S] -> features [B, dim]; compiled when first used, since a full cache never needs it."""
+        if self._engine is None:
+            self._engine = make_engine(self.backbone, self.size, self.device, self.engine_name, self.precision, BATCH)
+        return self._engine(images)
+
+    def _facts(self, rows: np.ndarray, **more) -> dict:
+        rows_hash = hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest()
+        return {
+            "dataset": self.data.name, "images": self.data.images.fingerprint(), "rows": rows_hash,
+            "backbone": self.backbone.describe(), "name": self.backbone.name, "size": self.size,
+            "engine": engine_version(self.engine_name), "precision": str(self.precision), "device": self.device.type,
+            "transforms": transforms.VERSION, **more,
+        }  # fmt: skip
+
+    def evaluation(self, rows: np.ndarray) -> "RowsOf":
+        """Features of images ``rows`` under the evaluation transform; one cache entry for all that the split uses."""
+        used = np.unique(np.concatenate([self.data.train, self.data.database, self.data.val, self.data.test]))
+
+        def extract(start: int):
+            for images in prefetch(eval_batches(self.data, used, self.size, BATCH, start, self.workers)):
+                yield self.engine(images)
+
+        features = self.cache.get(self._facts(used, kind="evaluation", crop=self.data.crop), len(used),
+                                  self.backbone.dim, extract, f"{self.backbone.name} features")
+        return RowsOf(features, np.searchsorted(used, rows))
+
+    def bank(self, n_views: int) -> np.memmap:
+        """Features of views 0..n_views-1 of the training images, [n_views, n, dim]."""
+        n = len(self.data.train)
+
+        def extract(start: int):
+            batches = view_batches(self.data, n_views, self.view_seed, self.size, BATCH, self.device, start, self.workers)
+            for images in prefetch(batches):
+                yield self.engine(images)
+
+        facts = self._facts(self.data.train, kind="views", flip=self.data.flip, view_seed=self.view_seed)
+        features = self.cache.get(facts, n_views * n, self.backbone.dim, extract, f"{self.backbone.name} views")
+        return features.reshape(n_views, n, self.backbone.dim)
+
+
+class RowsOf:
+    """Some rows of an array, taken when sliced, so that a memory map is never whole in memory."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray):
+        self.array, self.rows = array, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.array[self.rows[part]]
+
+
+def add_arguments(parser) -> None:
+    group = parser.add_argument_group("features")
+    group.add_argument("--views", type=int, default=0, help="random views an image, cached; 0: two new ones each epoch")
+    group.add_argument("--view-seed", type=int, default=0, help="seed of the cached views; shared by runs of all seeds")
+    group.add_argument("--size", type=int, default=transforms.SIZE, help="pixels, height and width of the input")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--engine", default="auto", help="auto, torch or openvino (CPU)")
+    group.add_argument("--precision", default="auto", help="of the frozen backbones: auto, float32, bfloat16 or float16")
+    group.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
+    group.add_argument("--cache-limit", type=parse_size, help="delete longest unused entries above this, such as 20G")
+    group.add_argument("--workers", type=int, default=4, help="threads that read and crop image files")
+
+
+
+def extractor(args, data: HashingData, backbone, device: torch.device, size: int | None = None) -> Extractor:
+    return Extractor(data, backbone, device, FeatureCache(args.cache_dir, args.cache_limit), size or args.size,
+                     args.engine, args.precision, args.view_seed, args.workers)

@@ -1,0 +1,100 @@
+"""Where pixels come from: an array in memory or files on disk. Both give uint8 RGB tensors [3, H, W]."""
+
+import hashlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class ArrayImages:
+    """Images of one size held in memory, such as CIFAR-10: pixels uint8 [n, H, W, 3]."""
+
+    def __init__(self, pixels: np.ndarray, names: list[str]):
+        self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # [n, 3, H, W]
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.pixels[index]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.pixels.numpy()).hexdigest()
+
+
+class FileImages:
+    """Image files below ``root``; decoded when asked for. Paths are relative to the root."""
+
+    def __init__(self, root: Path, names: list[str]):
+        self.root = Path(root)
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return decode(self.root / self.names[index])
+
+    def fingerprint(self) -> str:
+        """Hash of every file's name, size and modification time (contents would mean reading them all)."""
+        digest = hashlib.sha256(str(self.root.resolve()).encode())
+        for name in self.names:
+            stat = (self.root / name).stat()
+            digest.update(f"{name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def decode(path: Path) -> torch.Tensor:
+    """An image file as uint8 RGB [3, H, W]; grayscale, palette, alpha (over white) and 16-bit files included.
+
+    Raises:
+        UserError: the file is missing, empty, truncated or no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
+            with Image.open(path) as image:
+                image.load()
+                return F.pil_to_tensor(_to_rgb(image))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error or type(error).__name__})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        # 16-bit and wider grayscale: Pillow's own conversion would clip everything above 255 to white.
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(values.max(initial=0.0), 1.0)
+        return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def broken_images(images: FileImages, workers: int = 4) -> dict[int, str]:
+    """Decode every file once; {position: why} of those that do not decode."""
+
+    def reason(index: int) -> str | None:
+        try:
+            images[index]
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        reasons = tqdm(pool.map(reason, range(len(images))), "checking images", len(images), unit="img", leave=False)
+        return {index: why for index, why in enumerate(reasons) if why}

@@ -1,0 +1,173 @@
+"""Distil a teacher's hashing into a small student.
+
+    python distill.py --teacher runs/teacher --student efficientnet_b0 --method brcd --run-dir runs/brcd
+
+Clusters and bit masks are made here, from the teacher's codes of the training images, and kept with the run.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import data
+from data.extract import BATCH, extractor
+from data.extract import add_arguments as add_feature_arguments
+from data.views import BankedViews, FreshViews, eval_batches
+from losses.cibhash import CIBHashLoss
+from losses.methods import METHODS, NEEDS_CLUSTERS, Batch, Knowledge
+from models.backbones import BACKBONES, FrozenBackbone, build_backbone, recalibrate_batch_norm
+from models.hash_model import HashHead, load_teacher, read_checkpoint, rebuild_backbone, save_head, student_head
+from utils.clusters import bit_masks, cluster_codes, purity
+from utils.errors import UserError, guarded
+from utils.features import pick_device
+from utils.metrics import mean_average_precision
+from utils.runs import Run, read_args, written_aside
+from utils.training import Schedule, fit
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    data.add_arguments(parser)
+    add_feature_arguments(parser)
+    group = parser.add_argument_group("student")
+    group.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
+    group.add_argument("--student", default="efficientnet_b0", help=f"one of: {', '.join(BACKBONES)}")
+    group.add_argument("--student-weights", default="pretrained", help="pretrained, a file, or random (tests only)")
+    group.add_argument("--student-features", default="auto", help="auto, logits or pooled")
+    group.add_argument("--student-size", type=int, help="pixels that the student sees (default: --size)")
+    group.add_argument("--head", default="auto", help="auto, linear or mlp")
+    group.add_argument("--bn", default="frozen", help="frozen, or recalibrate: BatchNorm statistics of the training images")
+    group.add_argument("--bits", type=int, help="must be the teacher's (the default)")
+    group = parser.add_argument_group("method")
+    group.add_argument("--method", default="brcd", help=f"one of: {', '.join(METHODS)}")
+    group.add_argument("--kd-weight", type=float, default=1.0, help="of the distillation term")
+    group.add_argument("--alpha", type=float, default=0.8, help="brcd: share of the individual space")
+    group.add_argument("--margin", type=float, default=0.5, help="brcd: bits with a smaller |cluster mean| are masked")
+    group.add_argument("--clusters", type=int, default=10)
+    group.add_argument("--mask-rule", default="decided", help="brcd: decided, or undecided (the opposite)")
+    group.add_argument("--variant", default="paper", help="brcd: paper, or released (the released code's slips)")
+    for part, what in (("mask", "bit masks"), ("cluster", "all cluster denoising: both of the next two"),
+                       ("offset", "the handling of offset augmentations"), ("false-negatives", "dropping false negatives"),
+                       ("individual", "the individual space (alpha 0)"), ("structural", "the structural semantics (alpha 1)")):
+        group.add_argument(f"--no-{part}", dest=part.replace("-", "_"), action="store_false", help=f"brcd without {what}")
+    group.add_argument("--temperature", type=float, default=0.3, help="of CIBHash and BRCD")
+    group.add_argument("--kl-weight", type=float, default=0.001)
+    group = parser.add_argument_group("training")
+    group.add_argument("--lr", type=float, default=1e-3)
+    group.add_argument("--batch-size", type=int, default=64)
+    group.add_argument("--epochs", type=int, default=400)
+    group.add_argument("--validate-every", type=int, default=10)
+    group.add_argument("--patience", type=int, default=5)
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--run-dir", type=Path, required=True)
+    group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
+    args = parser.parse_args()
+    for name, value, allowed in (("method", args.method, METHODS), ("variant", args.variant, ("paper", "released")),
+                                 ("bn", args.bn, ("frozen", "recalibrate"))):
+        if value not in allowed:
+            raise UserError(f"unknown --{name} '{value}'; there are: {', '.join(allowed)}")
+    return args
+
+
+def check_teacher(args, facts: dict, images) -> None:
+    bits = facts["config"]["bits"]
+    if args.bits not in (None, bits):
+        raise UserError(f"{args.teacher}: a teacher of {bits} bits, --bits is {args.bits}; train a teacher of "
+                        f"{args.bits} bits, or leave --bits out")
+    if facts["data"] != images.fingerprint():
+        raise UserError(f"{args.teacher}: was trained on other images or another split than --dataset {args.dataset} "
+                        "gives now; use the same data and split options for both")
+
+
+def build_student(args, images, device: torch.device) -> FrozenBackbone:
+    backbone = build_backbone(args.student, args.student_weights, args.student_features)
+    if args.bn == "recalibrate":
+        size = args.student_size or args.size
+        recalibrate_batch_norm(backbone, eval_batches(images, images.train, size, BATCH), device)
+    return backbone
+
+
+def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndarray) -> Knowledge:
+    """Cluster the training images by the teacher's codes, make the masks, keep both with the run."""
+    cluster, centroids = cluster_codes(train_codes, args.clusters, args.seed)
+    masks = bit_masks(train_codes, cluster, args.clusters, args.margin, args.mask_rule)
+    with written_aside(run.path("clusters.npz")) as file:
+        np.savez(file, labels=cluster, centroids=centroids, bit_masks=masks)
+    print(f"{args.clusters} clusters, purity {purity(cluster, labels):.3f}; masks keep {masks.mean():.0%} of the bits")
+    return Knowledge(torch.from_numpy(cluster), torch.from_numpy(centroids), torch.from_numpy(masks))
+
+
+def teacher_views(head: HashHead, bank: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The teacher's logits of a bank of views, once: [N, n, dim] -> [N, n, b]."""
+    with torch.no_grad():
+        return torch.stack([head(torch.tensor(view).to(device).float()).cpu() for view in bank])
+
+
+def main() -> None:
+    args = parse()
+    device = pick_device(args.device)
+    schedule = Schedule(args.epochs, args.validate_every, args.patience)
+    teacher_head, facts = load_teacher(args.teacher)
+    images = data.load(args)
+    check_teacher(args, facts, images)
+    bits = facts["config"]["bits"]
+    teacher_args = read_args(args.teacher)
+    teacher_backbone = rebuild_backbone(facts, teacher_args["weights"])
+    student_backbone = build_student(args, images, device)
+    run = Run(args.run_dir, vars(args), args.resume)
+    if run.finished:
+        return print(f"{run.folder}: finished already")
+
+    teacher_head.to(device)
+    kind = student_head(student_backbone) if args.head == "auto" else args.head
+    head = HashHead(student_backbone.dim, bits, kind, args.seed).to(device)
+    teacher = extractor(args, images, teacher_backbone, device, teacher_args["size"])
+    student = extractor(args, images, student_backbone, device, args.student_size)
+    if args.views:
+        views = BankedViews([student.bank(args.views), teacher_views(teacher_head, teacher.bank(args.views), device)], args.seed)
+    else:
+        views = FreshViews(images, [(student.engine, student.size),
+                                    (lambda pixels: teacher_head(teacher.engine(pixels).to(device)).detach(), teacher.size)],
+                           args.seed, device, args.workers)
+
+    knowledge = None
+    if args.method in NEEDS_CLUSTERS:
+        train_codes = teacher_head.encode(teacher.evaluation(images.train))
+        knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
+    method = METHODS[args.method](args, knowledge).to(device)
+    hashing = CIBHashLoss(args.temperature, args.kl_weight)
+    modules = nn.ModuleDict({"head": head, "method": method})
+
+    def steps(epoch: int):
+        for index, (student_features, teacher_logits) in views.epoch(epoch, args.batch_size):
+            logits = head(student_features.to(device, non_blocking=True))  # [2, B, b]
+            terms = hashing(*logits)
+            extra = method(Batch(index.to(device), logits, teacher_logits.to(device, non_blocking=True)))
+            yield {**terms, **extra, "loss": terms["loss"] + args.kd_weight * sum(extra.values())}
+
+    val, database = student.evaluation(images.val), student.evaluation(images.database)
+    teacher_database = teacher_head.encode(teacher.evaluation(images.database))
+    val_labels, database_labels = images.labels[images.val], images.labels[images.database]
+
+    def validate() -> dict[str, float]:
+        queries = head.encode(val)
+        return {name: mean_average_precision(queries, codes, val_labels, database_labels, images.k)
+                for name, codes in (("sshp", head.encode(database)), ("ashp", teacher_database))}
+
+    def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
+        save_head(path, head, role="student", backbone=student_backbone.describe(), data=images.fingerprint(),
+                  epoch=epoch, metrics=metrics)
+
+    optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr)
+    summary = fit(run, modules, optimizer, steps, validate, save_best, schedule, read_checkpoint)
+    run.finish(summary)
+    for name, found in summary["best"].items():
+        print(f"validation {name.upper()} mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}")
+    print(f"in {run.folder}")
+
+
+if __name__ == "__main__":
+    guarded(main)

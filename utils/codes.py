@@ -1,0 +1,43 @@
+"""Packed binary codes and search by Hamming distance."""
+
+import faiss
+import numpy as np
+import torch
+
+
+def to_array(codes: np.ndarray | torch.Tensor) -> np.ndarray:
+    return codes.detach().cpu().numpy() if isinstance(codes, torch.Tensor) else np.asarray(codes)
+
+
+def pack(codes: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Codes [n, b] (positive or zero: 1, negative: 0) -> uint8 [n, ceil(b/8)], the first bit highest.
+
+    sign(0) = +1, as in ``binarize``. Where 8 does not divide b the last byte is filled with zeros, in every code
+    alike, so that no distance changes.
+    """
+    return np.packbits(to_array(codes) >= 0, axis=1)
+
+
+def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
+    """The inverse of ``pack``: int8 [n, bits] in {-1, +1}."""
+    return np.unpackbits(packed, axis=1, count=bits).astype(np.int8) * 2 - 1
+
+
+def hamming_topk(query: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest database codes of every query, by faiss' counting search.
+
+    Args:
+        query, database: packed codes uint8 [q, w] and [n, w].
+        k: how many, at most n.
+
+    Returns:
+        (distances int32 [q, k], indices int64 [q, k]), ascending; ties in the database's order.
+    """
+    if not 1 <= k <= len(database):
+        raise ValueError(f"k is {k}: it must be from 1 to the database's {len(database)} codes")
+    if query.shape[1] != database.shape[1]:
+        raise ValueError(f"queries of {query.shape[1]} bytes, database of {database.shape[1]}")
+    index = faiss.IndexBinaryFlat(8 * database.shape[1])
+    index.use_heap = False  # counting, not a heap: faster, and ties keep the database's order
+    index.add(np.ascontiguousarray(database))
+    return index.search(np.ascontiguousarray(query), k)

@@ -1,0 +1,73 @@
+"""Figures of results."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first: there may be no screen)
+import numpy as np  # noqa: E402
+
+from utils.runs import written_aside  # noqa: E402
+
+RIGHT, WRONG = "#2a9d43", "#d1342f"
+PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 9}
+
+
+def _save(figure, path: Path) -> None:
+    with written_aside(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    plt.close(figure)
+
+
+def draw_cluster_numbers(rows: list[dict], path: Path) -> None:
+    """Elbow (inertia) and silhouette over the number of clusters."""
+    numbers = [r["clusters"] for r in rows]
+    with plt.rc_context(PLAIN):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+        left.plot(numbers, [r["inertia"] for r in rows], "o-")
+        left.set(title="Elbow", xlabel="clusters K", ylabel="k-means inertia")
+        right.plot(numbers, [r["silhouette"] for r in rows], "o-", color="tab:orange")
+        right.set(title="Silhouette", xlabel="clusters K", ylabel="mean silhouette")
+    _save(figure, path)
+
+
+def draw_curves(reports: dict[str, dict], path: Path, title: str = "") -> None:
+    """Precision@k and precision-recall of several search settings; ``reports`` by legend name."""
+    with plt.rc_context(PLAIN):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+        for name, report in reports.items():
+            left.plot(np.arange(1, len(report["curve"]) + 1), report["curve"], label=name)
+            curve = report["precision_recall"]
+            filled = np.array(curve["recall"]) > 0
+            right.plot(np.array(curve["recall"])[filled], np.array(curve["precision"])[filled], ".-", ms=3, label=name)
+        left.set(title="Precision at k", xlabel="k retrieved", ylabel="precision", ylim=(0, 1))
+        right.set(title="Precision-recall by Hamming radius", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+        right.legend(frameon=False)
+        if title:
+            figure.suptitle(title)
+    _save(figure, path)
+
+
+def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]], path: Path, title: str = "") -> None:
+    """Queries at the left, what they retrieved to the right, best first: right ones framed green, wrong ones red.
+
+    Args:
+        rows: (query [H, W, 3] uint8, [(retrieved [H, W, 3], whether it is relevant), ...]).
+    """
+    width = 1 + max(len(found) for _, found in rows)
+    figure, axes = plt.subplots(len(rows), width, figsize=(0.8 * width, 0.85 * len(rows) + 0.5), squeeze=False,
+                                layout="constrained")
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for line, (query, found) in zip(axes, rows, strict=True):
+        line[0].imshow(query)
+        for ax, (image, right) in zip(line[1:], found, strict=False):
+            ax.imshow(image)
+            ax.spines[:].set(visible=True, color=RIGHT if right else WRONG, linewidth=2.5)
+    axes[0, 0].set_title("query", fontsize=8)
+    axes[0, 1].set_title("nearest first", fontsize=8, loc="left")
+    if title:
+        figure.suptitle(title, fontsize=9)
+    _save(figure, path)

@@ -1,0 +1,218 @@
+"""Retrieval metrics over binary codes: pure functions, blocks of queries, no loop over queries.
+
+AP@k = sum over ranks r <= k of precision(r) * rel(r), divided by D. The field's habit is D = relevant items among the
+k retrieved ("retrieved", 0 where there are none); information retrieval's are min(k, R) ("min") and R ("total"), with
+R the query's relevant items in the whole database. mAP is the mean over queries.
+
+b bits give only b + 1 distances, so most ranks are ties. "stable" ranks ties in the database's order; "expected" is
+the exact expectation of AP@k over uniformly random orders of each tie.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils.codes import hamming_topk, pack, to_array
+
+DENOMINATORS = ("retrieved", "min", "total")
+TIES = ("stable", "expected")
+BLOCK = 1 << 24  # (query, database) pairs looked at together: bounds the memory
+
+
+def multi_hot(labels: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Labels as 0/1 [n, L]: class numbers [n] become one-hot, 0/1 rows stay."""
+    labels = to_array(labels)
+    if labels.ndim == 2:
+        return (labels > 0).astype(np.uint8)
+    return np.eye(int(labels.max(initial=0)) + 1, dtype=np.uint8)[labels]
+
+
+def _same_width(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    width = max(a.shape[1], b.shape[1])
+    return tuple(np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Per query and distance d: ``total`` and ``relevant`` database items at d, int64 [q, b + 1] each."""
+
+    total: np.ndarray
+    relevant: np.ndarray
+
+
+def distance_histograms(query_codes, database_codes, query_labels, database_labels) -> Histograms:
+    """Count the database by distance and relevance; the full distance matrix never exists, blocks of it do.
+
+    Args:
+        query_codes, database_codes: [q, b] and [n, b] in {-1, +1}.
+        query_labels, database_labels: class numbers or 0/1 rows.
+    """
+    query, database = (torch.from_numpy(np.where(to_array(c) >= 0, 1, -1).astype(np.int8))
+                       for c in (query_codes, database_codes))
+    q_labels, d_labels = map(torch.from_numpy, _same_width(multi_hot(query_labels), multi_hot(database_labels)))
+    bits = query.shape[1]
+    dtype = torch.bfloat16 if max(bits, q_labels.shape[1]) <= 256 else torch.float32  # both exact: integers this small
+    database, d_labels = database.to(dtype).T.contiguous(), d_labels.to(dtype).T.contiguous()
+    bins = 2 * (bits + 1)
+    counts = []
+    rows = max(1, BLOCK // database.shape[1])
+    for codes, labels in zip(query.to(dtype).split(rows), q_labels.to(dtype).split(rows), strict=True):
+        distance = (bits - codes @ database) / 2  # [rows, n]
+        relevant = labels @ d_labels > 0  # [rows, n] at least one label shared
+        place = distance.to(torch.int32) * 2 + relevant
+        place += torch.arange(len(codes), dtype=torch.int32)[:, None] * bins
+        counts.append(torch.bincount(place.view(-1), minlength=len(codes) * bins).view(len(codes), bits + 1, 2))
+    counts = torch.cat(counts).numpy()
+    return Histograms(counts.sum(axis=2), counts[..., 1])
+
+
+def relevant_among(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
+    """Which retrieved items share a label with their query: bool [q, k] for indices [q, k]."""
+    query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)  # [., ceil(L/8)]
+    found = np.zeros(indices.shape, dtype=bool)
+    for byte in range(query.shape[1]):
+        found |= (database[indices, byte] & query[:, byte, None]) != 0
+    return found
+
+
+def stable_ap(relevant: np.ndarray, n_relevant: np.ndarray) -> dict[str, np.ndarray]:
+    """AP@k of ranked lists, in all three denominators.
+
+    Args:
+        relevant: bool [q, k], best first.
+        n_relevant: int [q]: each query's relevant items in the whole database.
+    """
+    k = relevant.shape[1]
+    hits = np.cumsum(relevant, axis=1, dtype=np.int32)  # [q, k]
+    gain = np.einsum("qk,qk,k->q", relevant, hits, 1 / np.arange(1, k + 1))
+    return _divide(gain, {"retrieved": hits[:, -1], "min": np.minimum(n_relevant, k), "total": n_relevant})
+
+
+def _divide(gain: np.ndarray, denominators: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.divide(gain, d, out=np.zeros(len(gain)), where=d > 0) for name, d in denominators.items()}
+
+
+def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
+    """AP@k in expectation over random tie orders, in all three denominators, from the histograms alone.
+
+    A tie of t items, r of them relevant, after N items with R relevant, fills ranks N+1..N+t. At its position s the
+    item is relevant with probability r/t, and given that, (s-1)(r-1)/(t-1) of those before it in the tie are too:
+    E[precision * rel] = r/t * (R + 1 + (s-1)(r-1)/(t-1)) / (N+s). Summed over s (up to rank k) this is a difference
+    of harmonic numbers. For "retrieved", whose D is random where rank k cuts a tie, the expectation of the ratio is
+    taken over the hypergeometric number of hits in the part kept.
+    """
+    total, relevant = histograms.total.astype(np.float64), histograms.relevant.astype(np.float64)
+    n_items = int(total[0].sum())
+    k = min(k, n_items)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, n_items + 1))])
+    end = np.cumsum(total, axis=1)
+    before, hits_before = end - total, np.cumsum(relevant, axis=1) - relevant
+    kept = np.clip(k - before, 0, total)  # [q, b + 1] how much of each tie is within rank k
+
+    def tie_gain(kept, total, relevant, before, hits_before, drawn_relevant, drawn_from):
+        """Expected gain of a tie's first ``kept`` ranks, ``drawn_relevant`` of its ``drawn_from`` items relevant."""
+        slope = np.divide(drawn_relevant - 1, drawn_from - 1, out=np.zeros_like(total), where=drawn_from > 1)
+        share = np.divide(drawn_relevant, drawn_from, out=np.zeros_like(total), where=drawn_from > 0)
+        # sum over s=1..kept of (a + (s-1) slope) / (N+s), a = R+1: kept*slope + (a - (N+1) slope) * (H[N+kept] - H[N])
+        start, stop = before.astype(np.int64), (before + kept).astype(np.int64)
+        span = harmonic[np.minimum(stop, n_items)] - harmonic[np.minimum(start, n_items)]
+        return share * (kept * slope + (hits_before + 1 - (before + 1) * slope) * span)
+
+    whole = tie_gain(kept, total, relevant, before, hits_before, relevant, total)
+    gain = whole.sum(axis=1)
+    n_relevant = relevant.sum(axis=1)
+    result = _divide(gain, {"min": np.minimum(n_relevant, k), "total": n_relevant})
+
+    # "retrieved": condition on h hits in the kept part of the tie that rank k cuts; given h, they lie at random there.
+    rows = np.arange(len(total))
+    cut = (end >= k).argmax(axis=1)  # [q] the tie that holds rank k
+    t, r, m = (a[rows, cut] for a in (total, relevant, kept))
+    n0, r0 = before[rows, cut], hits_before[rows, cut]
+    base = gain - whole[rows, cut]  # gain of the ties before, all kept whole
+    h = np.arange(int(np.minimum(m, r).max(initial=0)) + 1)[None]  # [1, H]
+    chance = _hypergeometric(h, t[:, None], r[:, None], m[:, None])  # [q, H]
+    wide = np.broadcast_to(m[:, None], chance.shape)
+    inner = tie_gain(wide, wide, None, np.broadcast_to(n0[:, None], chance.shape), r0[:, None], h + 0.0 * wide, wide)
+    hits = r0[:, None] + h
+    ratio = np.divide(base[:, None] + inner, hits, out=np.zeros_like(inner), where=hits > 0)
+    result["retrieved"] = (chance * ratio).sum(axis=1)
+    return {name: result[name] for name in DENOMINATORS}
+
+
+def _hypergeometric(h: np.ndarray, total: np.ndarray, good: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """P(h good among ``drawn`` of ``total`` items with ``good`` good ones); 0 where impossible."""
+    from scipy.special import gammaln
+
+    def log_choose(n, m):
+        return gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
+
+    possible = (h <= good) & (h <= drawn) & (drawn - h <= total - good)
+    h = np.where(possible, h, np.maximum(drawn - (total - good), 0))  # some possible value, masked below
+    log = log_choose(good, h) + log_choose(total - good, drawn - h) - log_choose(total, drawn)
+    return np.where(possible, np.exp(log), 0.0)
+
+
+def mean_average_precision(query_codes, database_codes, query_labels, database_labels, k: int,
+                           denominator: str = "retrieved", ties: str = "stable") -> float:
+    """mAP@k of binary codes; see the module's text for the definitions.
+
+    Args:
+        query_codes, database_codes: [q, b] and [n, b] in {-1, +1}, arrays or tensors.
+        query_labels, database_labels: class numbers [.] or 0/1 rows [., L]; relevant = at least one label shared.
+        k: cut-off; more than the database means all of it.
+        denominator: "retrieved" (default), "min" or "total".
+        ties: "stable" (default: the database's order) or "expected" (over random orders).
+
+    Raises:
+        ValueError: an unknown denominator or tie rule, or k < 1.
+    """
+    if denominator not in DENOMINATORS or ties not in TIES:
+        raise ValueError(f"denominator is one of {DENOMINATORS}, ties one of {TIES}; got {denominator!r}, {ties!r}")
+    if k < 1:
+        raise ValueError(f"k is {k}: it must be at least 1")
+    k = min(k, len(database_codes))
+    if ties == "expected":
+        histograms = distance_histograms(query_codes, database_codes, query_labels, database_labels)
+        return float(expected_ap(histograms, k)[denominator].mean())
+    _, indices = hamming_topk(pack(query_codes), pack(database_codes), k)
+    relevant = relevant_among(indices, query_labels, database_labels)
+    if denominator == "retrieved":
+        n_relevant = np.zeros(len(relevant), dtype=np.int64)
+    else:
+        n_relevant = distance_histograms(query_codes, database_codes, query_labels, database_labels).relevant.sum(axis=1)
+    return float(stable_ap(relevant, n_relevant)[denominator].mean())
+
+
+def retrieval_report(query_codes, database_codes, query_labels, database_labels, k: int) -> dict:
+    """Everything about one search setting in one pass.
+
+    Returns:
+        ``map``: {"stable/retrieved": value, ...} for both tie rules and all denominators at ``k``; ``map_all``: the
+        same, expected over ties, over the whole database; ``precision_at``: {rank: value}; ``precision_recall``:
+        precision and recall within each Hamming radius, mean over queries; ``precision_radius_2``: precision of what
+        lies within radius 2 (0 for a query with nothing there); ``curve``: precision@1..k as an array.
+    """
+    k = min(k, len(database_codes))
+    histograms = distance_histograms(query_codes, database_codes, query_labels, database_labels)
+    n_relevant = histograms.relevant.sum(axis=1)
+    _, indices = hamming_topk(pack(query_codes), pack(database_codes), k)
+    relevant = relevant_among(indices, query_labels, database_labels)
+    stable, expected = stable_ap(relevant, n_relevant), expected_ap(histograms, k)
+    found, hits = np.cumsum(histograms.total, axis=1), np.cumsum(histograms.relevant, axis=1)  # [q, b + 1]
+    precision = np.divide(hits, found, out=np.zeros(hits.shape), where=found > 0)
+    recall = np.divide(hits, n_relevant[:, None], out=np.zeros(hits.shape), where=n_relevant[:, None] > 0)
+    curve = (np.cumsum(relevant, axis=1) / np.arange(1, k + 1)).mean(axis=0)  # [k]
+    ranks = sorted({r for r in (1, 10, 100, 1000, 5000) if r <= k} | {k})
+    return {
+        "k": k,
+        "map": {f"{ties}/{d}": float(ap[d].mean())
+                for ties, ap in (("stable", stable), ("expected", expected)) for d in DENOMINATORS},
+        "map_all": float(expected_ap(histograms, len(database_codes))["total"].mean()),
+        "precision_at": {str(r): float(curve[r - 1]) for r in ranks},
+        "precision_radius_2": float(precision[:, min(2, precision.shape[1] - 1)].mean()),
+        "precision_recall": {"precision": precision.mean(axis=0).tolist(), "recall": recall.mean(axis=0).tolist()},
+        "curve": curve,
+        "indices": indices[:, :10],
+    }  # fmt: skip

@@ -1,0 +1,20 @@
+"""Random numbers that depend on names, not on the order of calls.
+
+Every stream (the head's start, an epoch's order, a view's crops) has its own generator, seeded from the run's seed
+and the stream's name. A resumed run rebuilds any of them from the epoch alone, so no generator state is stored.
+"""
+
+import hashlib
+
+import torch
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from any printable parts, the same on every machine and in every process."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(*parts: object) -> torch.Generator:
+    """A CPU generator for the stream named by ``parts``; CPU, so that a GPU run draws the same numbers."""
+    return torch.Generator().manual_seed(seed_of(*parts))

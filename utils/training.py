@@ -1,0 +1,119 @@
+"""The one training loop: heads are small, so it logs, validates, keeps the best and can be killed at any moment."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.runs import Run, save_atomically
+
+KIND = "brcd-training"
+SAVE_SECONDS = 30  # work that a kill may cost between two validations
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train: validate every so many epochs, stop after more than ``patience`` without a better one."""
+
+    epochs: int
+    validate_every: int
+    patience: int
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.validate_every < 1 or self.patience < 0:
+            raise UserError(f"--epochs {self.epochs} and --validate-every {self.validate_every} must be at least 1, "
+                            f"--patience {self.patience} at least 0")
+
+
+def fit(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer,
+        steps: Callable[[int], Iterable[dict[str, torch.Tensor]]], validate: Callable[[], dict[str, float]],
+        save_best: Callable[[Path, int, dict[str, float]], None], schedule: Schedule,
+        read_checkpoint: Callable[[Path, str], dict]) -> dict:
+    """Train until the schedule ends or no watched metric gets better.
+
+    Args:
+        module: all that is trained or carried from step to step (heads, memories).
+        steps: epoch -> batches' terms; "loss" is minimised, all are logged.
+        validate: metrics, higher is better; each keeps its own best checkpoint, best_NAME.pt.
+        save_best: writes such a checkpoint: (path, epoch, metrics).
+        read_checkpoint: (path, kind) -> content, for resuming.
+
+    Returns:
+        best value and epoch of each metric, epochs run, seconds.
+
+    Raises:
+        UserError: the loss is not finite; the folder keeps the last good state.
+    """
+    best: dict[str, dict] = {}
+    stale, first, seconds = 0, 0, 0.0
+    last = run.path("last.pt")
+    if last.exists():
+        state = read_checkpoint(last, KIND)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        best, stale, first, seconds, run.rows = (state[k] for k in ("best", "stale", "epoch", "seconds", "rows"))
+        print(f"resuming after epoch {first}")
+    stopped = stale > schedule.patience
+    started = saved = time.monotonic()
+
+    def save(epoch: int) -> None:
+        save_atomically(last, {
+            "kind": KIND, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "best": best,
+            "stale": stale, "epoch": epoch, "seconds": seconds + time.monotonic() - started, "rows": run.rows,
+        })  # fmt: skip
+
+    with SummaryWriter(run.path("tensorboard"), purge_step=first + 1) as board, tqdm(
+        total=schedule.epochs, initial=first, desc="training", unit="epoch"
+    ) as bar:
+        for epoch in range(first + 1, schedule.epochs + 1):
+            if stopped:
+                break
+            row = {"epoch": epoch, **train_epoch(module, optimizer, steps(epoch))}
+            if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
+                raise UserError(f"epoch {epoch}: the loss is not finite ({row}); lower --lr or raise --temperature. "
+                                f"{run.folder} keeps the state after the last validation")
+            validated = epoch % schedule.validate_every == 0 or epoch == schedule.epochs
+            if validated:
+                metrics = validate()
+                better = [name for name, value in metrics.items() if value > best.get(name, {"value": -1})["value"]]
+                for name in better:
+                    best[name] = {"value": metrics[name], "epoch": epoch}
+                    save_best(run.path(f"best_{name}.pt"), epoch, metrics)
+                stale = 0 if better else stale + 1
+                stopped = stale > schedule.patience
+                row |= metrics
+            run.rows.append(row)
+            for name, value in row.items():
+                if name != "epoch":
+                    board.add_scalar(name, value, epoch)
+            bar.update()
+            bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k != "epoch"} | {"stale": stale})
+            if validated or time.monotonic() - saved > SAVE_SECONDS:
+                save(epoch)
+                run.write_log()
+                saved = time.monotonic()
+    return {
+        "best": best, "epochs": run.rows[-1]["epoch"], "early_stop": stopped,
+        "seconds": round(seconds + time.monotonic() - started, 1),
+    }  # fmt: skip
+
+
+def train_epoch(module: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[dict]) -> dict[str, float]:
+    """One pass; the mean of every term. Terms stay on their device until the end: no step waits for a number."""
+    module.train()
+    sums: dict[str, torch.Tensor] = {}
+    count = 0
+    for terms in steps:
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        optimizer.step()
+        count += 1
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value.detach()
+    return {name: (value / count).item() for name, value in sums.items()}
