@@ -28,6 +28,9 @@ from utils.metrics import retrieval_report
 from utils.runs import git_commit, read_args, write_csv, write_json, written_aside
 
 THUMBNAIL = 96
+BRCD_PARTS = ("mask", "cluster", "offset", "false_negatives", "individual", "structural")
+DEFAULTS = {"alpha": 0.8, "margin": 0.5, "clusters": 10, "mask_rule": "decided", "kd_weight": 1.0, "bn": "frozen",
+            "student_size": None, "student_features": "auto"}
 
 
 def parse() -> argparse.Namespace:
@@ -98,6 +101,22 @@ def settings(args, run_args, images: HashingData, device: torch.device) -> tuple
     }, [student, teacher]
 
 
+def method_name(run_args) -> str:
+    """The method with every part that differs from its default, such as "brcd --no-mask"."""
+    if not hasattr(run_args, "teacher"):
+        return "teacher"
+    words = [run_args.method]
+    words += ["released"] if run_args.variant == "released" else []
+    words += [f"--no-{part.replace('_', '-')}" for part in BRCD_PARTS if not getattr(run_args, part)]
+    words += [f"{name} {value}" for name, value in changed(run_args).items()]
+    return " ".join(words)
+
+
+def changed(run_args) -> dict:
+    """Hyperparameters that are not at their default."""
+    return {name: getattr(run_args, name) for name, default in DEFAULTS.items() if getattr(run_args, name) != default}
+
+
 def table(reports: dict[str, dict]) -> str:
     k = next(iter(reports.values()))["k"]
     lines = [f"{'setting':9} {f'mAP@{k}':>9} {'expected':>9} {'mAP@all':>9} {'P@100':>9} {'P(r<=2)':>9}"]
@@ -136,6 +155,7 @@ def main() -> None:
     run_args = run_arguments(args)
     device = pick_device(run_args.device)
     images = data.load(run_args)
+    teacher_args = read_args(run_args.teacher) if hasattr(run_args, "teacher") else vars(run_args)
     pairs, hashers = settings(args, run_args, images, device)
     queries = getattr(images, args.queries)
     k = args.k or images.k
@@ -155,11 +175,14 @@ def main() -> None:
     for report in reports.values():
         report["precision_curve"] = [round(float(p), 6) for p in report.pop("curve")]
         del report["indices"]
+    trained = json.loads((args.run / "environment.json").read_text())
     result = {
         "run": str(args.run), "dataset": run_args.dataset, "queries": args.queries, "n_queries": len(queries),
-        "n_database": len(images.database), "method": getattr(run_args, "method", "teacher"), "seed": run_args.seed,
-        "bits": next(iter(pairs.values()))[0].shape[1], "commit": git_commit(),
-        "networks": [h.name for h in hashers], "pretrained": all(h.pretrained for h in hashers),
+        "n_database": len(images.database), "method": method_name(run_args), "seed": run_args.seed,
+        "teacher_seed": teacher_args["seed"], "bits": next(iter(pairs.values()))[0].shape[1],
+        "teacher_backbone": hashers[-1].name, "student_backbone": hashers[0].name,
+        "engine": hashers[0].features.engine_name, "precision": str(hashers[0].features.precision), "pretrained": all(h.pretrained for h in hashers),
+        "commit": trained["commit"], "command": trained["command"], "evaluated_at": git_commit(),
         "definition": "AP@k = sum of precision(r) * rel(r) over ranks r <= k, over D; map keys are ties/D, D = relevant "
                       "retrieved, min(k, R) or R (total); ties stable in database order, or expected over random orders; "
                       "relevant = at least one label shared",

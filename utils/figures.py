@@ -71,3 +71,21 @@ def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]],
     if title:
         figure.suptitle(title, fontsize=9)
     _save(figure, path)
+
+
+def draw_bars(summary, path: Path, title: str = "") -> None:
+    """mAP of each method (a row of ``report.summarise``) in both settings, with the deviation over seeds."""
+    with plt.rc_context(PLAIN):
+        names = ["\n".join(str(part) for part in (key[4], f"{key[1]} bits")) for key in summary.index]
+        figure, ax = plt.subplots(figsize=(max(4, 0.9 * len(names) + 1.5), 3.2), layout="constrained")
+        for shift, setting in ((-0.2, "sshp"), (0.2, "ashp")):
+            if ("map", "mean", setting) not in summary.columns:
+                continue
+            mean, std = summary["map", "mean", setting], summary["map", "std", setting]
+            bars = ax.bar(np.arange(len(names)) + shift, mean, 0.38, yerr=std.fillna(0), capsize=2, label=setting.upper())
+            ax.bar_label(bars, [f"{v:.3f}" if v == v else "" for v in mean], fontsize=7, padding=2)
+        ax.set_xticks(np.arange(len(names)), names)
+        ax.set(ylabel="mAP", ylim=(0, 1))
+        ax.set_title(title, fontsize=7)
+        ax.legend(frameon=False, loc="upper left", ncols=2)
+    _save(figure, path)

