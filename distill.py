@@ -24,6 +24,7 @@ from utils.clusters import bit_masks, cluster_codes, purity
 from utils.errors import UserError, guarded
 from utils.features import pick_device
 from utils.metrics import mean_average_precision
+from utils.options import check_ranges
 from utils.runs import Run, read_args, written_aside
 from utils.training import Schedule, fit
 
@@ -108,6 +109,7 @@ def teacher_views(head: HashHead, bank: np.ndarray, device: torch.device) -> tor
 
 def main() -> None:
     args = parse()
+    check_ranges(args)
     device = pick_device(args.device)
     schedule = Schedule(args.epochs, args.validate_every, args.patience)
     teacher_head, facts = load_teacher(args.teacher)

@@ -25,12 +25,16 @@ from utils.errors import UserError, guarded
 from utils.features import pick_device
 from utils.figures import draw_curves, draw_retrieved
 from utils.metrics import retrieval_report
+from utils.options import check_ranges
 from utils.runs import git_commit, read_args, write_csv, write_json, written_aside
 
 THUMBNAIL = 96
-BRCD_PARTS = ("mask", "cluster", "offset", "false_negatives", "individual", "structural")
-DEFAULTS = {"alpha": 0.8, "margin": 0.5, "clusters": 10, "mask_rule": "decided", "kd_weight": 1.0, "bn": "frozen",
-            "student_size": None, "student_features": "auto"}
+# What tells one row of a table from another, and the defaults that need no mention.
+DEFAULTS = {"kd_weight": 1.0, "bn": "frozen", "student_size": None, "student_features": "auto", "head": "auto"}
+BRCD_DEFAULTS = {
+    "variant": "paper", "alpha": 0.8, "margin": 0.5, "clusters": 10, "mask_rule": "decided", "mask": True, "cluster": True,
+    "offset": True, "false_negatives": True, "individual": True, "structural": True,
+}  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
@@ -102,19 +106,16 @@ def settings(args, run_args, images: HashingData, device: torch.device) -> tuple
 
 
 def method_name(run_args) -> str:
-    """The method with every part that differs from its default, such as "brcd --no-mask"."""
+    """The method with everything that is not at its default, such as "brcd no-mask margin=0.2"."""
     if not hasattr(run_args, "teacher"):
         return "teacher"
+    defaults = DEFAULTS | (BRCD_DEFAULTS if run_args.method == "brcd" else {})
     words = [run_args.method]
-    words += ["released"] if run_args.variant == "released" else []
-    words += [f"--no-{part.replace('_', '-')}" for part in BRCD_PARTS if not getattr(run_args, part)]
-    words += [f"{name} {value}" for name, value in changed(run_args).items()]
-    return " ".join(words)
-
-
-def changed(run_args) -> dict:
-    """Hyperparameters that are not at their default."""
-    return {name: getattr(run_args, name) for name, default in DEFAULTS.items() if getattr(run_args, name) != default}
+    for name, default in defaults.items():
+        value = getattr(run_args, name)
+        if value != default:
+            words.append(f"no-{name.replace('_', '-')}" if value is False else f"{name}={value}")
+    return " ".join(words).replace("variant=", "")
 
 
 def table(reports: dict[str, dict]) -> str:
@@ -150,6 +151,7 @@ def dump_codes(folder: Path, pairs: dict[str, tuple], images: HashingData, queri
 
 def main() -> None:
     args = parse()
+    check_ranges(args)
     if args.queries not in ("test", "val"):
         raise UserError(f"--queries {args.queries}: it is test or val")
     run_args = run_arguments(args)
@@ -159,8 +161,6 @@ def main() -> None:
     pairs, hashers = settings(args, run_args, images, device)
     queries = getattr(images, args.queries)
     k = args.k or images.k
-    if k < 1:
-        raise UserError(f"--k {k}: it must be at least 1")
     reports = {name: retrieval_report(query, database, images.labels[queries], images.labels[images.database], k)
                for name, (query, database) in pairs.items()}
 

@@ -20,6 +20,7 @@ from utils.codes import pack
 from utils.errors import guarded
 from utils.features import pick_device
 from utils.metrics import mean_average_precision
+from utils.options import check_ranges
 from utils.runs import Run, written_aside
 from utils.training import Schedule, fit
 
@@ -49,6 +50,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    check_ranges(args)
     device = pick_device(args.device)
     schedule = Schedule(args.epochs, args.validate_every, args.patience)
     images = data.load(args)

@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
     group.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
     group.add_argument("--skip-broken", action="store_true", help="folder: leave out images that do not decode")
     group.add_argument("--split-seed", type=int, default=0, help="folder: seed of its split")
-    group.add_argument("--limit", type=int, help="digits: train on and search only the first N images (for tests)")
+    group.add_argument("--limit", type=int, help="digits: keep only the first N images of each part (for tests)")
 
 
 def load(args) -> HashingData:

@@ -14,7 +14,7 @@ def load(limit: int | None = None) -> HashingData:
     """1,257 digits to train on and to search, 180 validation and 360 test queries, stratified, always the same.
 
     Args:
-        limit: keep only this many training (and database) images, for tests of the command lines.
+        limit: keep only this many of each part, for tests of the command lines.
     """
     digits = load_digits()
     gray = (digits.images * (255 / 16)).round().astype(np.uint8)  # [n, 8, 8], 0..16 in the package
@@ -22,7 +22,7 @@ def load(limit: int | None = None) -> HashingData:
     everything = np.arange(len(gray))
     rest, test = train_test_split(everything, test_size=N_TEST, stratify=digits.target, random_state=0)
     train, val = train_test_split(rest, test_size=N_VAL, stratify=digits.target[rest], random_state=0)
-    train = train[:limit]
+    train, val, test = train[:limit], val[:limit], test[:limit]
     return HashingData(
         name="digits",
         images=ArrayImages(np.repeat(gray[..., None], 3, axis=3), names),

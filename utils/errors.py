@@ -30,6 +30,6 @@ def guarded(main: Callable[[], None]) -> None:
             errno.EROFS: "that folder is read-only; choose another --run-dir or --cache-dir",
             errno.EACCES: "permission denied; choose another folder or change its permissions",
         }
-        if error.errno not in reasons:
+        if error.errno is None:
             raise
-        sys.exit(f"error: {error.filename or 'writing a file'}: {reasons[error.errno]}")
+        sys.exit(f"error: {error.filename or 'writing a file'}: {reasons.get(error.errno, error.strerror)}")

@@ -70,7 +70,7 @@ def cells(summary: pd.DataFrame, metrics: list[str]) -> tuple[list[str], list[li
     columns = [(m, s) for m in metrics for s in settings]
     constant = [key for key in KEYS[:-1] if summary.index.get_level_values(key).nunique() == 1 or key == "student"]
     shown = [key for key in KEYS if key not in constant]
-    header = [*shown, *(f"{s.upper()} {m}" for m, s in columns), "seeds"]
+    header = [*shown, *(f"{s.upper()} {m.replace('map', 'mAP')}" for m, s in columns), "seeds"]
     lines = []
     for key, line in summary.iterrows():
         named = dict(zip(KEYS, key, strict=True))

@@ -105,13 +105,15 @@ class Run:
             self._same_arguments(known, plain)
             if not resume:
                 raise UserError(f"{self.folder}: holds this run already; go on with --resume, or choose another --run-dir")
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
             raise UserError(f"{self.folder}: is not empty and holds no run (no args.yaml); choose another --run-dir")
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "environment.json", environment())
             with written_aside(known, "w") as file:
                 yaml.safe_dump(plain, file)
+        for torn in self.folder.glob(".*.*"):  # what a killed process was writing aside
+            torn.unlink()
+        if not self.path("environment.json").exists():
+            write_json(self.path("environment.json"), environment())
 
     def _same_arguments(self, known: Path, now: dict) -> None:
         try:

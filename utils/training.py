@@ -25,11 +25,6 @@ class Schedule:
     validate_every: int
     patience: int
 
-    def __post_init__(self):
-        if self.epochs < 1 or self.validate_every < 1 or self.patience < 0:
-            raise UserError(f"--epochs {self.epochs} and --validate-every {self.validate_every} must be at least 1, "
-                            f"--patience {self.patience} at least 0")
-
 
 def fit(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer,
         steps: Callable[[int], Iterable[dict[str, torch.Tensor]]], validate: Callable[[], dict[str, float]],

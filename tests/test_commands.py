@@ -1,0 +1,247 @@
+"""The command lines as a user runs them, on a slice of the digits, and what they say of a user's mistakes."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from test_data import make_folder
+
+from models.hash_model import load_head
+from utils.codes import unpack
+
+TEACHER, STUDENT = "efficientnet_lite0", "efficientnet_lite0"
+SMALL = ["--size", "64", "--views", "2"]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run a command line in this process: (exit status, output); faster than one of its own."""
+
+    def run(script: str, *words) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        try:
+            if script.endswith(".py"):
+                runpy.run_path(script, run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def digits(shared, *more):
+    return ["--dataset", "digits", "--limit", "90", "--cache-dir", shared / "cache", *SMALL, *more]
+
+
+@pytest.fixture(scope="session")
+def teacher(command, shared):
+    """A teacher of 16 bits, trained once for all tests here."""
+    folder = shared / "teacher"
+    done = command("train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 16, "--epochs", 12,
+                   "--run-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def last_json(text: str) -> dict:
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def test_from_images_to_map(command, shared, teacher):
+    run = shared / "brcd"
+    done = command("distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--clusters", 5,
+                   "--epochs", 20, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert "5 clusters, purity" in done.stdout
+    done = command("evaluate.py", "--run", run, "--json", shared / "out.json", "--dump-codes", shared / "codes")
+    assert done.returncode == 0, done.stderr
+    result = last_json(done.stdout)
+    assert (result["bits"], result["n_queries"], result["n_database"], result["pretrained"]) == (16, 90, 90, True)
+    written = json.loads((shared / "out.json").read_text())
+    for setting in ("sshp", "ashp", "teacher"):
+        assert written[setting]["map"] == result[setting]["map"]
+        assert 0.25 < result[setting]["map"]["stable/retrieved"] <= 1  # 10 classes: chance is near 0.15 here
+        with np.load(shared / "codes" / f"{setting}_query.npz") as dumped:
+            assert unpack(dumped["codes"], 16).shape == (90, 16) and dumped["paths"][0].startswith("digit")
+    for name in ("out.csv", "out.png", "out_retrieved.png"):
+        assert (shared / name).stat().st_size > 100
+    assert {"args.yaml", "environment.json", "log.csv", "summary.json", "clusters.npz", "best_sshp.pt", "best_ashp.pt",
+            "tensorboard"} <= {p.name for p in run.iterdir()}
+    head, facts = load_head(run / "best_sshp.pt")
+    assert facts["role"] == "student" and head.config["kind"] == "mlp"
+
+    done = command("-m", "utils.report", shared / "out.json", "--out", shared / "report")
+    assert done.returncode == 0 and "| brcd clusters=5 " in done.stdout, done.stdout + done.stderr
+    assert (shared / "report" / "table.tex").read_text().startswith(r"\begin{tabular}")
+
+
+def test_the_teacher_alone_and_the_cluster_number(cli, teacher):
+    code, out = cli("evaluate.py", "--run", teacher, "--pictures", 0)
+    assert code == 0 and last_json(out)["method"] == "teacher" and "sshp" not in last_json(out)
+    code, out = cli("utils.clusters", "--teacher", teacher, "--numbers", 2, 4, "--clusters", 4)
+    assert code == 0 and "bits kept" in out and "<- highest" in out
+    assert (teacher / "cluster_numbers.png").stat().st_size > 100
+
+
+def test_features_are_listed(cli, shared, teacher):
+    code, out = cli("utils.features", "--cache-dir", shared / "cache", "--list")
+    assert code == 0 and "kind=evaluation" in out and "kind=views" in out and "entries" in out
+
+
+@pytest.mark.parametrize("more", [["--method", "none"], ["--variant", "released"], ["--no-mask", "--no-cluster"],
+                                  ["--no-individual"], ["--no-structural"], ["--mask-rule", "undecided"],
+                                  ["--bn", "recalibrate"], ["--student-size", "32"], ["--views", "0"]])
+def test_every_switch_runs(cli, shared, teacher, tmp_path, more):
+    code, out = cli("distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--clusters", 3,
+                    "--epochs", 2, "--validate-every", 1, "--run-dir", tmp_path / "r", *more)
+    assert code == 0, out
+    code, out = cli("evaluate.py", "--run", tmp_path / "r", "--pictures", 0)
+    assert code == 0 and np.isfinite(last_json(out)["ashp"]["map"]["expected/min"]), out
+
+
+def test_twelve_bits_work(cli, shared, tmp_path):
+    code, out = cli("train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 12, "--epochs", 1, "--run-dir", tmp_path)
+    assert code == 0, out
+    assert last_json(cli("evaluate.py", "--run", tmp_path, "--pictures", 0)[1])["bits"] == 12
+
+
+def test_a_folder_of_images(cli, photo, tmp_path):
+    root = make_folder(tmp_path / "images", photo, database=12, query=6)
+    photo(root / "database" / "cat" / "gray.png", "L")
+    photo(root / "database" / "cat" / "deep.png", "I;16")
+    photo(root / "query" / "dog" / "dot.png", "RGBA", size=(1, 1))
+    for views in (2, 0):
+        words = ["--dataset", "folder", "--data-dir", root, "--size", 64, "--views", views, "--cache-dir", tmp_path / "c"]
+        code, out = cli("train_teacher.py", *words, "--backbone", TEACHER, "--bits", 8, "--epochs", 1, "--run-dir", tmp_path / f"t{views}")
+        assert code == 0, out
+    assert cli("evaluate.py", "--run", tmp_path / "t2")[0] == 0
+
+
+# Killed and resumed
+
+
+def distill_words(shared, teacher, folder):
+    return ["distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--clusters", 3, "--epochs", 20,
+            "--validate-every", 2, "--patience", 99, "--run-dir", folder, "--resume"]  # fmt: skip
+
+
+def wait_for(path, process) -> None:
+    until = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_resumes_to_the_same_bits(command, shared, teacher, tmp_path, number, monkeypatch):
+    whole = shared / "whole"
+    if not whole.exists():
+        assert command(*distill_words(shared, teacher, whole)).returncode == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as ``command`` has it
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, *map(str, distill_words(shared, teacher, killed))],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(killed / "log.csv", process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert not (killed / "summary.json").exists()
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
+    done = command(*distill_words(shared, teacher, killed))
+    assert done.returncode == 0 and "resuming after epoch" in done.stdout, done.stderr
+    for name in ("best_sshp.pt", "best_ashp.pt"):
+        a, b = load_head(whole / name)[0].state_dict(), load_head(killed / name)[0].state_dict()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (whole / "log.csv").read_text() == (killed / "log.csv").read_text()
+    again = command(*distill_words(shared, teacher, killed))
+    assert again.returncode == 0 and "finished already" in again.stdout
+
+
+# Mistakes: one line that says what, where and what to do; no traceback
+
+
+DIGITS = "--dataset digits --limit 90 --cache-dir {shared}/cache --size 64 --views 2 --run-dir {tmp}/r "
+TRAIN = f"train_teacher.py {DIGITS} --backbone {TEACHER} "
+DISTILL = f"distill.py {DIGITS} --teacher {{teacher}} --student {STUDENT} "
+MISTAKES = {
+    "unknown data set": (TRAIN + "--dataset imagenot", "unknown data set 'imagenot'; there are: cifar10"),
+    "unknown backbone": (TRAIN + "--backbone vit_x", "unknown backbone 'vit_x'; there are: vit_b_16"),
+    "unknown method": (DISTILL + "--method magic", "unknown --method 'magic'; there are: none, brcd"),
+    "unknown device": (TRAIN + "--device tpu9", "device"),
+    "no bits": (TRAIN + "--bits 0", "--bits 0"),
+    "negative bits": (TRAIN + "--bits -1", "--bits -1"),
+    "no epochs": (TRAIN + "--epochs 0", "--epochs 0"),
+    "one view": (TRAIN + "--views 1", "--views 1"),
+    "negative views": (TRAIN + "--views -2", "--views -2"),
+    "no batch": (TRAIN + "--batch-size 0", "--batch-size 0"),
+    "no pixels": (TRAIN + "--size 0", "--size 0"),
+    "other bits than the teacher": (DISTILL + "--bits 32", "a teacher of 16 bits, --bits is 32"),
+    "another split than the teacher": (DISTILL + "--limit 80", "other images or another split"),
+    "no teacher there": (DISTILL + "--teacher {tmp}/none", "no run folder"),
+    "more clusters than images": (DISTILL + "--clusters 91", "--clusters 91"),
+    "margin": (DISTILL + "--clusters 3 --margin 2", "--margin 2.0"),
+    "alpha": (DISTILL + "--clusters 3 --alpha 2", "--alpha 2.0"),
+    "temperature": (TRAIN + "--temperature 0", "--temperature 0.0"),
+    "a file as run folder": (TRAIN + "--run-dir {tmp}/file", "{tmp}/file"),
+    "a folder that cannot be made": (TRAIN + "--run-dir /proc/no/run", "/proc/no"),
+    "a learning rate that is no number": (TRAIN + "--lr nan", "--lr nan"),
+    "NaN": (DISTILL + "--clusters 3 --lr 1e30 --epochs 5", "not finite"),
+    "no data set and no network": (TRAIN + "--dataset cifar10 --data-dir {tmp}/cifar", "could not be downloaded"),
+    "empty folder": (TRAIN + "--dataset folder --data-dir {tmp}", "no images in it"),
+    "no run": ("evaluate.py --run {tmp}", "no run folder"),
+    "k": ("evaluate.py --run {teacher} --k 0", "--k 0"),
+    "no result": ("utils.report {tmp}/file --out {tmp}/o", "not a result of evaluate.py"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_clear_line(cli, shared, teacher, tmp_path, monkeypatch, name):
+    for proxy in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # no network, also where there is one
+    (tmp_path / "file").write_text("a file")
+    words, said = (text.format(shared=shared, teacher=teacher, tmp=tmp_path) for text in MISTAKES[name])
+    code, out = cli(*words.split())
+    assert isinstance(code, str) and code.startswith("error: ") and said in code, (code, out)
+    assert "\n" not in code and "Traceback" not in out
+
+
+def test_an_error_has_exit_status_1_and_no_traceback(command):
+    done = command("train_teacher.py", "--backbone", "vit_x", "--run-dir", "runs/never")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+
+
+def test_a_run_is_not_overwritten_by_other_arguments(cli, shared, teacher):
+    log = (teacher / "log.csv").read_text()
+    words = ["train_teacher.py", *digits(shared), "--backbone", TEACHER, "--epochs", 12, "--run-dir", teacher]
+    code, _ = cli(*words, "--bits", 16)
+    assert "holds this run already" in code
+    code, _ = cli(*words, "--bits", 32, "--resume")
+    assert "bits: 16 there, 32 now" in code
+    assert (teacher / "log.csv").read_text() == log
+
+
+@pytest.mark.parametrize("script", ["scripts/run.sh", "scripts/ours_distill_run.sh", "scripts/evaluate.sh"])
+def test_scripts_pass_flags_and_environment_on(script, tmp_path):
+    spy = tmp_path / "python3"
+    spy.write_text(f'#!/bin/sh\nif [ "$1" = "-c" ]; then exec {sys.executable} "$@"; fi\necho "$@"\n')
+    spy.chmod(0o755)
+    done = subprocess.run(["sh", script, "--k", "7"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": str(spy), "BITS": "24", "VIEWS": "16"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("--k 7") and ("24bits" in done.stdout)
+    assert script == "scripts/evaluate.sh" or "--bits 24" in done.stdout and "--views 16" in done.stdout

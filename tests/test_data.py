@@ -1,0 +1,224 @@
+"""Splits, image files of every kind, transforms and views."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from data import cifar10, digits, folder, transforms
+from data.sources import FileImages, decode
+from data.views import BankedViews, eval_batches, view_batches
+from utils.errors import UserError
+from utils.seeds import generator
+
+
+def test_cifar10_split_is_the_released_one(golden):
+    g = golden("cifar10_release_split")
+    # The split depends on the classes of the 50,000 training images alone.
+    train, val, test = cifar10.released_split(golden("cifar10_classes")["train"].numpy())
+    assert (train == g["train"].numpy()).all()
+    assert (val == g["val"].numpy()).all() and (test == g["test"].numpy()).all()
+
+
+def test_digits_split():
+    data = digits.load()
+    assert [len(p) for p in (data.train, data.database, data.val, data.test)] == [1257, 1257, 180, 360]
+    assert len(set(data.database) | set(data.val) | set(data.test)) == 1797
+    per_class = data.labels[data.test].sum(axis=0)
+    assert per_class.max() - per_class.min() <= 2 and not data.flip
+    assert (digits.load().test == data.test).all()
+
+
+# Image files
+
+
+@pytest.mark.parametrize("mode, suffix", [("RGB", "jpg"), ("RGB", "webp"), ("L", "png"), ("RGBA", "png"), ("LA", "png"),
+                                          ("I;16", "png"), ("L", "jpg")])
+def test_every_kind_of_image_becomes_rgb(tmp_path, photo, mode, suffix):
+    image = decode(photo(tmp_path / f"x.{suffix}", mode))
+    assert image.shape == (3, 30, 40) and image.dtype == torch.uint8
+
+
+def test_a_one_pixel_image_works(tmp_path, photo):
+    image = decode(photo(tmp_path / "x.png", size=(1, 1)))
+    assert transforms.eval_transform(image, 32, crop=True).shape == (3, 32, 32)
+    params = transforms.sample_views(1, True, generator("t"))
+    assert transforms.crop_view(image, params, 32).shape == (3, 32, 32)
+
+
+def test_sixteen_bits_keep_their_range(tmp_path):
+    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(tmp_path / "x.png")
+    assert decode(tmp_path / "x.png")[0].tolist() == [[0, 128, 255]]
+
+
+def test_transparent_pixels_become_white(tmp_path):
+    Image.fromarray(np.zeros((2, 2, 4), dtype=np.uint8)).save(tmp_path / "x.png")
+    assert (decode(tmp_path / "x.png") == 255).all()
+
+
+def make_folder(root, photo, database=6, query=4, classes=("cat", "dog")):
+    for c, name in enumerate(classes):
+        for part, count in (("database", database), ("query", query)):
+            for i in range(count):
+                photo(root / part / name / f"{i}.jpg", seed=100 * c + i + (50 if part == "query" else 0))
+    return root
+
+
+def test_folder_with_its_own_split(tmp_path, photo):
+    data = folder.load(make_folder(tmp_path, photo))
+    assert data.classes == ["cat", "dog"] and len(data.database) == 12 and len(data.val) == len(data.test) == 4
+    assert all(data.images.names[i].startswith("query/") for i in [*data.val, *data.test])
+    for i, name in enumerate(data.images.names):
+        assert data.labels[i].tolist() == ([1, 0] if "/cat/" in name else [0, 1])
+
+
+def test_folder_split_by_a_seed(tmp_path, photo):
+    for name in ("a", "b"):
+        for i in range(10):
+            photo(tmp_path / name / f"{i}.png", seed=i)
+    photo(tmp_path / "single" / "0.png")
+    data = folder.load(tmp_path)
+    parts = [set(data.database), set(data.val), set(data.test)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 21
+    assert data.images.names.index("single/0.png") in parts[0] and "single" in data.notes[0]
+    again, other = folder.load(tmp_path), folder.load(tmp_path, seed=1)
+    assert (again.test == data.test).all() and again.fingerprint() == data.fingerprint() != other.fingerprint()
+
+
+def test_broken_images_are_named_or_left_out(tmp_path, photo):
+    make_folder(tmp_path, photo)
+    (tmp_path / "database/cat/empty.jpg").write_bytes(b"")
+    (tmp_path / "database/cat/text.png").write_text("no image")
+    whole = photo(tmp_path / "database/dog/cut.jpg").read_bytes()
+    (tmp_path / "database/dog/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"3 of 23 images are broken.*empty\.jpg.*--skip-broken"):
+        folder.load(tmp_path)
+    data = folder.load(tmp_path, skip_broken=True)
+    assert len(data.images) == 20 and "left out 3 broken images" in data.notes[0]
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda root, photo: root / "nowhere", "no such folder"),
+    (lambda root, photo: root, "no images in it"),
+    (lambda root, photo: photo(root / "a" / "0.png") and root, "no image to ask|at least 2"),
+])  # fmt: skip
+def test_folders_that_cannot_work(tmp_path, photo, make, words):
+    with pytest.raises(UserError, match=words):
+        folder.load(make(tmp_path, photo))
+
+
+def test_a_changed_file_changes_the_fingerprint(tmp_path, photo):
+    photo(tmp_path / "x.png")
+    before = FileImages(tmp_path, ["x.png"]).fingerprint()
+    photo(tmp_path / "x.png", size=(41, 30))
+    assert FileImages(tmp_path, ["x.png"]).fingerprint() != before
+
+
+# Transforms
+
+
+def smooth_images(n: int, side: int) -> torch.Tensor:
+    """Random images with the smoothness of photographs."""
+    coarse = torch.rand(n, 3, 5, 5, generator=generator("smooth"))
+    return (F.resize(coarse, [side, side], antialias=True) * 255).to(torch.uint8)
+
+
+def torchvision_view(image: torch.Tensor, p: transforms.ViewParams, size: int) -> torch.Tensor:
+    """One view by torchvision's functions, in the usual order, one image at a time; float, so nothing is rounded."""
+    x = transforms.crop_view(image, p, size).float() / 255
+    change = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
+    for kind in p.order[0].tolist() if p.jitter[0] else []:
+        x = change[kind](x, p.factors[0, kind].item())
+    x = F.rgb_to_grayscale(x, num_output_channels=3) if p.gray[0] else x
+    return F.gaussian_blur(x, [3, 3], [p.sigma[0].item()] * 2) * 255 if p.sigma[0] > 0 else x * 255
+
+
+def test_batched_views_of_crops_are_torchvisions():
+    images, p = smooth_images(24, 96), transforms.sample_views(24, True, generator("p"))
+    crops = torch.stack([transforms.crop_view(images[i], p[i : i + 1], 64) for i in range(24)])
+    known = torch.stack([torchvision_view(images[i], p[i : i + 1], 64) for i in range(24)])
+    assert (transforms.views_of_crops(crops, p).float() - known).abs().max() <= 1.0
+
+
+def test_colours_before_enlarging_are_nearly_torchvisions():
+    images, p = smooth_images(48, 32), transforms.sample_views(48, True, generator("p"))
+    known = torch.stack([torchvision_view(images[i], p[i : i + 1], 112) for i in range(48)])
+    difference = (transforms.views_of_stack(images, p, 112).float() - known).abs()
+    assert difference.mean() < 0.75 and (difference > 8).float().mean() < 1e-3  # of 255 grey levels
+
+
+@pytest.mark.parametrize("source, size", [(32, 112), (200, 64), (50, 50)])
+def test_resize_weights_are_torchvisions_antialiased_resize(source, size):
+    image = smooth_images(1, source).float()
+    start, length = torch.tensor([source // 5]), torch.tensor([source // 2])
+    w = transforms.resize_weights(start, length, source, size)
+    cut = image[..., start.item() : start.item() + length.item(), start.item() : start.item() + length.item()]
+    known = F.resize(cut, [size, size], antialias=True)
+    assert (w @ image @ w.transpose(1, 2) - known).abs().max() < 0.05
+
+
+def test_view_parameters_have_the_recipes_distribution():
+    p = transforms.sample_views(20_000, True, generator("p"))
+    for drawn, share in ((p.flip, 0.5), (p.jitter, 0.7), (p.gray, 0.2), (p.sigma > 0, 0.5)):
+        assert abs(drawn.float().mean().item() - share) < 0.015
+    assert p.area.min() >= 0.5 and p.area.max() <= 1 and p.aspect.min() >= 0.75 and p.aspect.max() <= 4 / 3 + 1e-6
+    assert (p.factors[:, :3] - 1).abs().max() <= 0.4 and p.factors[:, 3].abs().max() <= 0.1
+    assert not transforms.sample_views(1000, False, generator("p")).flip.any()
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (100, 30), (7, 300), (1, 1)])
+def test_crops_lie_inside(height, width):
+    boxes = transforms.crop_boxes(transforms.sample_views(500, True, generator("p")), height, width)
+    top, left, h, w = boxes.unbind(1)
+    assert (top >= 0).all() and (left >= 0).all() and (h >= 1).all() and (w >= 1).all()
+    assert (top + h <= height).all() and (left + w <= width).all()
+    if (height, width) == (32, 32):
+        assert top.max() > 3 and left.max() > 3 and ((h * w) >= 0.45 * 32 * 32).all()
+
+
+def test_evaluation_crops_the_centre_or_squashes():
+    wide = torch.zeros(3, 100, 300, dtype=torch.uint8)
+    wide[:, :, 100:200] = 255
+    assert transforms.eval_transform(wide, 56, crop=True).float().mean() > 250
+    assert 80 < transforms.eval_transform(wide, 56, crop=False).float().mean() < 90
+
+
+# Views
+
+
+def test_a_larger_bank_begins_with_the_smaller_and_any_start_gives_the_same_rows():
+    data, cpu = digits.load(limit=20), torch.device("cpu")
+    two, three = (torch.cat(list(view_batches(data, n, 0, 32, 7, cpu))) for n in (2, 3))
+    assert (three[:40] == two).all() and not (three[40:] == two[:20]).all()
+    late = torch.cat(list(view_batches(data, 3, 0, 32, 7, cpu, start=27)))
+    assert (late.float() - three[27:].float()).abs().max() <= 1  # other batches may round differently
+
+
+def test_evaluation_batches_keep_the_order(tmp_path, photo):
+    data = folder.load(make_folder(tmp_path, photo))
+    rows = data.database[::-1]
+    batches = torch.cat(list(eval_batches(data, rows, 16, batch_size=5)))
+    assert (batches[3] == transforms.eval_transform(data.images[rows[3]], 16, data.crop)).all()
+
+
+def test_banked_pairs_are_two_different_views_of_every_image_once():
+    n_views, n = 4, 50
+    bank = np.stack(np.meshgrid(np.arange(n_views), np.arange(n), indexing="ij"), axis=-1)  # [N, n, (view, image)]
+    views = BankedViews([bank, bank], seed=0)
+    seen, epochs = [], []
+    for index, (first, second) in views.epoch(1, 8):
+        assert (first == second).all() and (first[0, :, 0] != first[1, :, 0]).all()
+        assert (first[..., 1] == index.float()).all()
+        seen += index.tolist()
+        epochs.append(first)
+    assert sorted(seen) == list(range(n))
+    again = [rows[0] for _, rows in views.epoch(1, 8)]
+    other = [rows[0] for _, rows in views.epoch(2, 8)]
+    assert all((a == b).all() for a, b in zip(epochs, again, strict=True))
+    assert not all((a == b).all() for a, b in zip(epochs, other, strict=True))
+
+
+def test_one_view_is_no_pair():
+    with pytest.raises(UserError, match="at least 2"):
+        BankedViews([np.zeros((1, 5, 3))], seed=0)

@@ -1,0 +1,268 @@
+"""The feature cache, engines and backbones."""
+
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from data.transforms import eval_transform
+from models.backbones import BACKBONES, IMAGENET, FrozenBackbone, build_backbone, hash_state, recalibrate_batch_norm
+from models.hash_model import HashHead, student_head
+from utils.errors import UserError
+from utils.features import FeatureCache, OpenVINOEngine, TorchEngine, choose_engine, entries, parse_size, pick_device, prefetch, prune
+
+CPU = torch.device("cpu")
+
+
+def rows_from(start: int, stop: int, dim: int = 3, step: int = 4):
+    """Batches of rows whose every value is the row's number."""
+    for first in range(start, stop, step):
+        yield torch.arange(first, min(first + step, stop)).float()[:, None].expand(-1, dim)
+
+
+def test_a_second_reader_extracts_nothing(tmp_path):
+    cache, calls = FeatureCache(tmp_path), []
+
+    def extract(start):
+        calls.append(start)
+        return rows_from(start, 10)
+
+    first = cache.get({"a": 1}, 10, 3, extract, "t")
+    second = cache.get({"a": 1}, 10, 3, extract, "t")
+    assert calls == [0] and first.dtype == np.float16 and (first[:, 0] == np.arange(10)).all() and (first == second).all()
+    assert not first.flags.writeable
+    cache.get({"a": 2}, 10, 3, extract, "t")
+    assert calls == [0, 0] and len(entries(tmp_path)) == 2
+
+
+def test_more_rows_are_appended(tmp_path):
+    cache, calls = FeatureCache(tmp_path), []
+
+    def extract(start):
+        calls.append(start)
+        return rows_from(start, 10 if start == 0 else 25)
+
+    cache.get({}, 10, 3, extract, "t")
+    assert (cache.get({}, 25, 3, extract, "t")[:, 1] == np.arange(25)).all() and calls == [0, 10]
+    assert len(cache.get({}, 7, 3, extract, "t")) == 7 and calls == [0, 10]
+
+
+@pytest.mark.parametrize("marked, started", [(None, 0), (8, 8)])
+def test_an_interrupted_extraction_goes_on_and_torn_rows_are_never_read(tmp_path, marked, started):
+    cache = FeatureCache(tmp_path)
+
+    def dies(start):
+        yield from rows_from(0, 12)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.get({}, 20, 3, dies, "t")
+    entry = next(tmp_path.iterdir())
+    with open(entry / "features.bin", "ab") as file:
+        file.write(b"\xff" * 5)  # what a power cut may leave
+    if marked:
+        (entry / "rows.json").write_text(str(marked))
+    calls = []
+
+    def extract(start):
+        calls.append(start)
+        return rows_from(start, 20)
+
+    assert (cache.get({}, 20, 3, extract, "t")[:, 2] == np.arange(20)).all() and calls == [started]
+
+
+@pytest.mark.parametrize("damage", [lambda e: (e / "rows.json").write_text("x"), lambda e: (e / "features.bin").write_bytes(b"12345"),
+                                    lambda e: (e / "features.bin").unlink()])
+def test_a_damaged_entry_is_made_again(tmp_path, damage):
+    cache = FeatureCache(tmp_path)
+    cache.get({}, 10, 3, lambda start: rows_from(start, 10), "t")
+    damage(next(tmp_path.iterdir()))
+    assert (cache.get({}, 10, 3, lambda start: rows_from(start, 10), "t")[:, 0] == np.arange(10)).all()
+
+
+def test_two_processes_extract_once(tmp_path):
+    calls, barrier = [], threading.Barrier(2)
+
+    def extract(start):
+        calls.append(start)
+        return rows_from(start, 50)
+
+    def work():
+        barrier.wait()
+        FeatureCache(tmp_path).get({}, 50, 3, extract, "t")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert calls == [0]
+
+
+def test_not_finite_features_stop_with_a_reason(tmp_path):
+    with pytest.raises(UserError, match="NaN or infinite"):
+        FeatureCache(tmp_path).get({}, 4, 3, lambda start: [torch.full((4, 3), float("nan"))], "t")
+    assert json.loads(next(tmp_path.glob("*/facts.json")).read_text()) == {} and not list(tmp_path.glob("*/rows.json"))
+
+
+def test_prune_deletes_the_longest_unused_first(tmp_path):
+    cache = FeatureCache(tmp_path)
+    for i in range(3):
+        cache.get({"i": i}, 10, 4, lambda start: rows_from(start, 10, dim=4), "t")
+    for age, entry in enumerate(sorted(entries(tmp_path), key=lambda e: -e["facts"]["i"])):
+        os.utime(tmp_path / entry["name"], (age, age))  # entry 2 is the oldest now
+    assert [e["facts"]["i"] for e in prune(tmp_path, 170)] == [2]
+    assert sorted(e["facts"]["i"] for e in entries(tmp_path)) == [0, 1]
+    FeatureCache(tmp_path, limit=80).get({"i": 5}, 10, 4, lambda start: rows_from(start, 10, dim=4), "t")
+    assert [e["facts"]["i"] for e in entries(tmp_path)] == [5]
+
+
+def test_sizes():
+    assert [parse_size(t) for t in ("12", "3k", "1.5M", "2G")] == [12, 3000, 1_500_000, 2_000_000_000]
+
+
+def test_prefetch_keeps_order_hands_errors_on_and_can_be_left():
+    assert list(prefetch(range(100))) == list(range(100))
+
+    def breaks():
+        yield 1
+        raise UserError("what happened")
+
+    with pytest.raises(UserError, match="what happened"):
+        list(prefetch(breaks()))
+    left = prefetch(iter(range(10**9)))
+    assert next(left) == 0
+    left.close()  # returns: the thread behind it stops
+
+
+# Engines and backbones
+
+
+def test_engines_agree():
+    backbone = build_backbone("efficientnet_lite0")
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        known = backbone(images)
+    for engine in (TorchEngine(backbone, CPU, torch.float32), OpenVINOEngine(backbone, 64, torch.float32, batch_size=4)):
+        features = engine(images)
+        assert features.shape == (5, 1000) and features.dtype == torch.float32
+        assert (features - known).norm() / known.norm() < 1e-4
+        assert (engine(images[3:4])[0] - features[3]).abs().max() < 1e-3
+
+
+def test_automatic_choices():
+    assert choose_engine("auto", "auto", CPU) == ("openvino", torch.float32)
+    assert choose_engine("auto", "auto", torch.device("cuda")) == ("torch", torch.float16)
+    assert choose_engine("torch", "bfloat16", CPU) == ("torch", torch.bfloat16)
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for call, words in ((lambda: choose_engine("fast", "auto", CPU), "--engine takes"),
+                        (lambda: choose_engine("openvino", "auto", torch.device("cuda")), "runs on the CPU"),
+                        (lambda: pick_device("tpu9"), "unknown device|not supported")):
+        with pytest.raises(UserError, match=words):
+            call()
+
+
+WIDTHS = {"vit_b_32": 768, "efficientnet_b0": 1000, "resnet18": 512, "resnet50": 2048, "mobilenet_v2": 1000, "vgg16": 4096,
+          "efficientnet_lite1": 1000}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_backbones_give_the_papers_features(name):
+    backbone = build_backbone(name, weights="random")
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    with torch.inference_mode():
+        features = backbone(images)
+    assert features.shape == (2, WIDTHS[name]) == (2, backbone.dim) and torch.isfinite(features).all()
+    assert student_head(backbone) == ("mlp" if WIDTHS[name] == 1000 else "linear")
+    backbone.train()
+    assert not any(m.training for m in backbone.modules()) and not any(p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_is_cut_where_its_dim_says(name):
+    spec = BACKBONES[name]
+    with torch.device("meta"):  # shapes alone: the largest has 632 million weights
+        network = spec.build()
+    last = [m for m in network.get_submodule(spec.last).modules() if isinstance(m, nn.Linear)][-1]
+    assert (last.in_features, last.out_features) == (spec.dim, 1000)
+
+
+def test_pooled_features_enter_the_last_layer():
+    whole, pooled = (build_backbone("efficientnet_lite0", features=f) for f in ("logits", "pooled"))
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(whole.network.classifier(pooled(images)), whole(images))
+    assert whole.sha256 != pooled.sha256 and pooled.dim == 1280
+
+
+def test_lite_scaling_is_its_own():
+    backbone = build_backbone("efficientnet_lite0")
+    seen = []
+    backbone.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    backbone(torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 1, 3, 1).expand(1, 3, 3, 32).contiguous())
+    torch.testing.assert_close(seen[0][0, 0, :, 0], torch.tensor([-127 / 128, 0, 1]))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
+def test_the_lite_weights_are_in_the_right_places(name):
+    """scikit-learn's photograph of a Chinese palace is ImageNet's class 698, palace."""
+    from sklearn.datasets import load_sample_image
+
+    image = eval_transform(torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1), 224, crop=True)
+    with torch.inference_mode():
+        assert build_backbone(name)(image[None]).argmax().item() == 698
+
+
+def test_random_weights_are_always_the_same_and_marked():
+    a, b = build_backbone("resnet18", "random"), build_backbone("resnet18", "random")
+    assert a.sha256 == b.sha256 and not a.pretrained and build_backbone("efficientnet_lite0").pretrained
+
+
+def test_weights_from_a_file(tmp_path):
+    torch.save(build_backbone("resnet18", "random").network.state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)},
+               tmp_path / "w.pth")
+    assert build_backbone("resnet18", str(tmp_path / "w.pth")).sha256 == build_backbone("resnet18", "random").sha256
+    for name, words in (("resnet34", "does not fit resnet34"), ("nonet", "unknown backbone 'nonet'; there are: vit_b_16")):
+        with pytest.raises(UserError, match=words):
+            build_backbone(name, str(tmp_path / "w.pth"))
+    with pytest.raises(UserError, match="no such weights file"):
+        build_backbone("resnet18", str(tmp_path / "none.pth"))
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="not a weights file"):
+        build_backbone("resnet18", str(tmp_path / "bad.pth"))
+
+
+def test_a_download_that_fails_names_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(UserError, match=r"resnet18 could not be downloaded.*https://download.*--weights FILE"):
+        build_backbone("resnet18")
+
+
+def test_recalibration_is_the_plain_mean_over_the_batches_and_changes_the_hash():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9))
+    backbone = FrozenBackbone("tiny", network, IMAGENET, "pooled", 4, pretrained=False)
+    before = backbone.sha256
+    batches = [torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8) for _ in range(3)]
+    with torch.no_grad():
+        seen = torch.stack([network[0]((b.float() - backbone.mean) / backbone.std).mean(dim=(0, 2, 3)) for b in batches])
+    recalibrate_batch_norm(backbone, batches, CPU)
+    torch.testing.assert_close(network[1].running_mean, seen.mean(dim=0), rtol=1e-4, atol=1e-5)
+    assert backbone.sha256 != before and backbone.sha256 == hash_state(backbone)
+    assert not any(m.training for m in backbone.modules())
+    with pytest.raises(UserError, match="no BatchNorm"):
+        recalibrate_batch_norm(build_backbone("vgg16", "random"), [], CPU)
+
+
+def test_heads():
+    assert [m.out_features for m in HashHead(1000, 12, "mlp").modules() if isinstance(m, nn.Linear)] == [1000, 12]
+    assert len(list(HashHead(768, 64).parameters())) == 2
+    assert (HashHead(8, 4, seed=1)(torch.ones(1, 8)) == HashHead(8, 4, seed=1)(torch.ones(1, 8))).all()
+    codes = HashHead(8, 4).encode(np.random.RandomState(0).randn(100, 8).astype(np.float16), batch_size=33)
+    assert codes.shape == (100, 4) and set(codes.unique().tolist()) <= {-1, 1}
+    for bits, kind, words in ((0, "linear", "at least 1 bit"), (-1, "linear", "at least 1 bit"), (8, "deep", "unknown head")):
+        with pytest.raises(UserError, match=words):
+            HashHead(8, bits, kind)

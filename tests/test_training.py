@@ -1,0 +1,257 @@
+"""The training loop, run folders and checkpoints: killed at any moment, resumed to the same bits."""
+
+import errno
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from losses.methods import BRCD, METHODS, Batch, Knowledge
+from models.hash_model import HashHead, load_head, load_teacher, read_checkpoint, save_head
+from utils import runs, training
+from utils.errors import UserError, guarded
+from utils.runs import Run, read_args, save_atomically, written_aside
+from utils.seeds import generator
+from utils.training import Schedule, fit
+
+ARGS = {"lr": 0.1, "seed": 0, "run_dir": "x"}
+
+
+class Killed(BaseException):
+    pass
+
+
+def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, resume: bool = True):
+    """A small head on random features through the real loop; ``die_at``: the optimizer step that never ends."""
+    run = Run(folder, ARGS, resume)
+    head = HashHead(6, 4, seed=0)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    step = iter(range(10**6))
+
+    def steps(epoch):
+        for batch in torch.randn(5, 8, 6, generator=generator("data", epoch)):
+            if next(step) == die_at:
+                raise Killed
+            yield {"loss": loss(head(batch).tanh().pow(2).mean()), "other": torch.tensor(1.0)}
+
+    def validate():
+        return {"map": -head(torch.ones(1, 6)).abs().sum().item(), "ashp": head(torch.ones(1, 6)).sum().item()}
+
+    def save_best(path, epoch, metrics):
+        save_head(path, head, role="teacher", epoch=epoch, metrics=metrics)
+
+    summary = fit(run, head, optimizer, steps, validate, save_best, Schedule(epochs, 3, 99), read_checkpoint)
+    return head, summary
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("die_at", [0, 4, 14, 15, 22, 29, 30, 44])
+def test_killed_and_resumed_is_never_killed(tmp_path, die_at):
+    whole, summary = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", die_at)
+    resumed, again = train(tmp_path / "killed")
+    assert same(whole.state_dict(), resumed.state_dict()) and summary["best"] == again["best"]
+    for name in ("log.csv", "best_map.pt", "best_ashp.pt"):
+        a, b = (tmp_path / run / name for run in ("whole", "killed"))
+        if name.endswith(".pt"):
+            assert same(load_head(a)[0].state_dict(), load_head(b)[0].state_dict())
+        else:
+            assert a.read_text() == b.read_text()
+
+
+@pytest.mark.parametrize("nth", range(1, 9))
+def test_killed_while_writing_any_file(tmp_path, monkeypatch, nth):
+    whole, _ = train(tmp_path / "whole")
+    count, replace = iter(range(1, 10**6)), os.replace
+
+    def dies(source, target):
+        if next(count) == nth:
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed")
+    folder = tmp_path / "killed"
+    (folder / ".last.pt.torn").write_text("what a SIGKILL leaves behind")
+    resumed, _ = train(folder)
+    assert same(whole.state_dict(), resumed.state_dict())
+    assert not list(folder.glob(".*")) and (folder / "environment.json").exists()
+
+
+def test_best_checkpoints_are_kept_apart(tmp_path):
+    _, summary = train(tmp_path / "r")
+    for name in ("map", "ashp"):
+        head, facts = load_head(tmp_path / "r" / f"best_{name}.pt")
+        assert facts["metrics"][name] == summary["best"][name]["value"] and facts["epoch"] == summary["best"][name]["epoch"]
+
+
+def test_early_stopping(tmp_path):
+    run, head = Run(tmp_path / "r", ARGS, False), HashHead(2, 2)
+    values = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9, 0.9])
+    optimizer = torch.optim.Adam(head.parameters())
+    summary = fit(run, head, optimizer, lambda e: [{"loss": head(torch.ones(1, 2)).sum()}], lambda: {"map": next(values)},
+                  lambda *a: None, Schedule(100, 2, 2), read_checkpoint)
+    assert summary["best"]["map"] == {"value": 0.3, "epoch": 4} and summary["epochs"] == 10 and summary["early_stop"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
+    train(tmp_path / "r", epochs=3)
+    before = read_checkpoint(tmp_path / "r" / "last.pt", training.KIND)
+    with pytest.raises(UserError, match=r"epoch 4: the loss is not finite.*--lr"):
+        train(tmp_path / "r", epochs=9, loss=lambda x: x * float("nan"))
+    after = read_checkpoint(tmp_path / "r" / "last.pt", training.KIND)
+    assert after["epoch"] == 3 and same(before["module"], after["module"])
+
+
+# Run folders
+
+
+def test_a_run_folder_belongs_to_its_arguments(tmp_path):
+    Run(tmp_path / "r", ARGS, False)
+    with pytest.raises(UserError, match="--resume"):
+        Run(tmp_path / "r", ARGS, False)
+    with pytest.raises(UserError, match=r"other arguments \(lr: 0.1 there, 0.2 now\)"):
+        Run(tmp_path / "r", ARGS | {"lr": 0.2}, True)
+    Run(tmp_path / "r", ARGS | {"run_dir": "elsewhere"}, True)
+    (tmp_path / "r" / "args.yaml").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Run(tmp_path / "r", ARGS, True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        Run(tmp_path / "full", ARGS, True)
+    with pytest.raises(UserError, match="no run folder"):
+        read_args(tmp_path / "nowhere")
+
+
+def test_a_run_holds_its_environment(tmp_path):
+    Run(tmp_path / "r", ARGS, False)
+    known = json.loads((tmp_path / "r" / "environment.json").read_text())
+    assert {"command", "commit", "python", "torch", "threads"} <= known.keys() and read_args(tmp_path / "r")["lr"] == 0.1
+
+
+@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "no space is left"), (errno.EROFS, "read-only"),
+                                           (errno.EACCES, "permission denied"), (errno.EIO, "Input/output")])
+def test_a_failing_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, number, words):
+    target = tmp_path / "last.pt"
+    save_atomically(target, {"kind": "t", "value": 1})
+
+    def fails(descriptor):
+        raise OSError(number, os.strerror(number), "last.pt")
+
+    monkeypatch.setattr(runs.os, "fsync", fails)
+    with pytest.raises(SystemExit) as stop:
+        guarded(lambda: save_atomically(target, {"kind": "t", "value": 2}))
+    assert str(stop.value).startswith("error: ") and words in str(stop.value) and "\n" not in str(stop.value)
+    assert read_checkpoint(target, "t")["value"] == 1 and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_written_aside_appears_whole(tmp_path):
+    with pytest.raises(ZeroDivisionError), written_aside(tmp_path / "a" / "x.txt", "w") as file:
+        file.write("half")
+        raise ZeroDivisionError
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+# Checkpoints
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("ran-code",))
+
+
+def test_no_checkpoint_runs_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"kind": "brcd-hash-head", "state": Evil()}, "evil.pt")
+    with open("pickle.pt", "wb") as file:
+        pickle.dump(Evil(), file)
+    for name in ("evil.pt", "pickle.pt"):
+        with pytest.raises(UserError, match=f"{name}: not loaded"):
+            load_head(tmp_path / name)
+    assert not os.path.exists("ran-code")
+
+
+def test_checkpoints_that_are_none(tmp_path):
+    good = tmp_path / "best_map.pt"
+    save_head(good, HashHead(6, 4), role="student")
+    with pytest.raises(UserError, match="no run folder"):
+        load_teacher(tmp_path)
+    Run(tmp_path / "run", ARGS, False)
+    save_head(tmp_path / "run" / "best_map.pt", HashHead(6, 4), role="student")
+    with pytest.raises(UserError, match="a student's run, not a teacher's"):
+        load_teacher(tmp_path / "run")
+    content = good.read_bytes()
+    for cut in (0, 10, len(content) // 2, len(content) - 30):
+        good.write_bytes(content[:cut])
+        with pytest.raises(UserError, match="truncated|damaged"):
+            load_head(good)
+    torch.save(HashHead(6, 4).state_dict(), good)
+    with pytest.raises(UserError, match="no file of this project"):
+        load_head(good)
+    save_atomically(good, {"kind": "brcd-training"})
+    with pytest.raises(UserError, match="this is brcd-training"):
+        load_head(good)
+    save_atomically(good, {"kind": "brcd-hash-head", "config": {"dim": 6, "bits": 4}, "state": {}})
+    with pytest.raises(UserError, match="incomplete"):
+        load_head(good)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_head(tmp_path / "none.pt")
+
+
+def test_a_checkpoint_is_the_head_alone(tmp_path):
+    head = HashHead(1000, 64, "mlp")
+    save_head(tmp_path / "h.pt", head, role="student")
+    loaded, facts = load_head(tmp_path / "h.pt")
+    assert same(head.state_dict(), loaded.state_dict()) and facts["config"] == {"dim": 1000, "bits": 64, "kind": "mlp"}
+    assert not loaded.training
+
+
+# BRCD as a method
+
+
+def batch_and_knowledge(seed: int = 0):
+    draw = generator("method", seed)
+    student, teacher = torch.randn(2, 2, 12, 16, generator=draw)
+    cluster = torch.randint(0, 3, (40,), generator=draw)
+    centroids = torch.randn(3, 16, generator=draw)
+    masks = torch.randint(0, 2, (3, 16), generator=draw)
+    return Batch(torch.arange(5, 17), student.requires_grad_(), teacher), Knowledge(cluster, centroids, masks)
+
+
+def value(**options) -> float:
+    batch, knowledge = batch_and_knowledge()
+    return BRCD(knowledge, **options)(batch)["distillation"].item()
+
+
+def test_every_part_of_brcd_matters():
+    values = [value(), *(value(**{part: False}) for part in ("mask", "offset", "false_negatives", "individual", "structural")),
+              value(released=True)]
+    assert len({round(v, 6) for v in values}) == len(values)
+
+
+def test_released_has_no_mask_and_sends_every_augmentation_to_one_centroid():
+    batch, knowledge = batch_and_knowledge()
+    method = BRCD(knowledge, released=True)
+    assert not method.masks.any()
+    seen = []
+    method.loss.forward = lambda *inputs: seen.append(inputs) or torch.zeros(())
+    method(batch)
+    assert seen[0][4].unique().numel() == 1  # cluster_j
+    nearest_to_zero = knowledge.centroids.norm(dim=1).argmin()
+    assert (seen[0][4] == nearest_to_zero).all()
+
+
+def test_methods_are_built_by_name_and_none_adds_nothing():
+    batch, _ = batch_and_knowledge()
+    assert METHODS["none"](None, None)(batch) == {}
+    assert isinstance(METHODS["none"](None, None), nn.Module)
