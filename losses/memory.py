@@ -1,0 +1,95 @@
+"""What CRD, CRCD and PACKD share: embeddings on the sphere, memories of them, and the NCE objective."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EPS = 1e-7
+
+
+def embed(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """[B, .] -> [B, f] on the unit sphere."""
+    return F.normalize(layer(rows.float()), dim=1)
+
+
+def random_memory(n_data: int, feat_dim: int) -> torch.Tensor:
+    """One random unit row for each training image, [n, f]."""
+    return F.normalize(torch.rand(n_data, feat_dim) * 2 - 1, dim=1)
+
+
+@torch.no_grad()
+def remember(memory: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, momentum: float) -> None:
+    """memory[index] <- normalised momentum * memory[index] + (1 - momentum) * rows; [n, f], [B], [B, f]."""
+    memory[index] = F.normalize(memory[index] * momentum + rows * (1 - momentum), dim=1)
+
+
+def nce(scores: torch.Tensor, n_data: int) -> torch.Tensor:
+    """Noise-contrastive estimation (Gutmann & Hyvarinen, AISTATS 2010) with a uniform noise distribution.
+
+    Args:
+        scores: [..., K + 1] unnormalised model probabilities, the positive's first.
+        n_data: the noise gives each of this many images the same probability.
+
+    Returns:
+        scalar, the sum over the K + 1 terms, mean over the rest.
+    """
+    noise = (scores.shape[-1] - 1) / n_data
+    positive, negative = scores[..., 0], scores[..., 1:]
+    log_data = torch.log(positive / (positive + noise + EPS))
+    log_noise = torch.log(noise / (negative + noise + EPS))
+    return -(log_data.sum() + log_noise.sum()) / positive.numel()
+
+
+class MemoryLoss(nn.Module):
+    """Base of CRD and CRCD: two embeddings, two memories, two normalising constants set at the first batch.
+
+    Args:
+        student_dim, teacher_dim: widths of what is embedded.
+        n_data: number of training images.
+        feat_dim: width of the embedding.
+        n_negatives: K, how many others a positive is contrasted with.
+        temperature: divides similarities.
+        momentum: share of the memory that an update keeps.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, n_data: int, feat_dim: int = 128, n_negatives: int = 500,
+                 temperature: float = 0.05, momentum: float = 0.5):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}: it must be above 0")
+        if n_negatives < 1:
+            raise ValueError(f"n_negatives is {n_negatives}: it must be at least 1")
+        self.n_data, self.n_negatives, self.temperature, self.momentum = n_data, n_negatives, temperature, momentum
+        self.embed_student = nn.Linear(student_dim, feat_dim)
+        self.embed_teacher = nn.Linear(teacher_dim, feat_dim)
+        self.register_buffer("memory_student", random_memory(n_data, feat_dim))
+        self.register_buffer("memory_teacher", random_memory(n_data, feat_dim))
+        self.register_buffer("z", torch.full((2,), -1.0))  # normalising constants: student's side, teacher's side
+
+    def scores(self, side: int, exponents: torch.Tensor) -> torch.Tensor:
+        """exp(x / T) over the side's constant, which the first batch sets to the mean times n_data."""
+        raw = torch.exp(exponents / self.temperature)
+        mean = raw.detach().mean() * self.n_data
+        self.z[side] = torch.where(self.z[side] < 0, mean, self.z[side])
+        return raw / self.z[side].clone()
+
+    def exponents(self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor,
+                  contrast_index: torch.Tensor) -> torch.Tensor:
+        """Similarities of ``rows`` [B, f] with the other side's memory, [..., K + 1]: what tells CRD from CRCD."""
+        raise NotImplementedError
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor, index: torch.Tensor,
+                contrast_index: torch.Tensor) -> torch.Tensor:
+        """The loss of one batch; then the batch's embeddings enter the memories.
+
+        Args:
+            student, teacher: [B, .].
+            index: [B] positions among the training images.
+            contrast_index: [B, K + 1] positions to contrast with; column 0 is ``index``.
+        """
+        student, teacher = embed(self.embed_student, student), embed(self.embed_teacher, teacher)  # [B, f]
+        loss = nce(self.scores(0, self.exponents(student, self.memory_teacher, index, contrast_index)), self.n_data)
+        loss = loss + nce(self.scores(1, self.exponents(teacher, self.memory_student, index, contrast_index)), self.n_data)
+        remember(self.memory_student, index, student, self.momentum)
+        remember(self.memory_teacher, index, teacher, self.momentum)
+        return loss
