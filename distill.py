@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 import data
-from data.extract import BATCH, extractor
+from data.extract import BATCH, Extractor, extractor
 from data.extract import add_arguments as add_feature_arguments
 from data.views import BankedViews, FreshViews, eval_batches
-from losses.cibhash import CIBHashLoss
-from losses.methods import METHODS, NEEDS_CLUSTERS, Batch, Knowledge
+from losses.hashing import HASHING
+from losses.methods import METHODS, Batch, Knowledge, Setting
 from models.backbones import BACKBONES, FrozenBackbone, build_backbone, recalibrate_batch_norm
 from models.hash_model import HashHead, load_teacher, read_checkpoint, rebuild_backbone, save_head, student_head
 from utils.clusters import bit_masks, cluster_codes, purity
@@ -26,6 +26,7 @@ from utils.features import pick_device
 from utils.metrics import mean_average_precision
 from utils.options import check_ranges
 from utils.runs import Run, read_args, written_aside
+from utils.seeds import generator, seeded
 from utils.training import Schedule, fit
 
 
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
     group.add_argument("--bits", type=int, help="must be the teacher's (the default)")
     group = parser.add_argument_group("method")
     group.add_argument("--method", default="brcd", help=f"one of: {', '.join(METHODS)}")
+    group.add_argument("--rotated-views", type=int, default=4, help="sskd: of the cached views, how many are also rotated")
     group.add_argument("--kd-weight", type=float, default=1.0, help="of the distillation term")
     group.add_argument("--alpha", type=float, default=0.8, help="brcd: share of the individual space")
     group.add_argument("--margin", type=float, default=0.5, help="brcd: bits with a smaller |cluster mean| are masked")
@@ -54,6 +56,7 @@ def parse() -> argparse.Namespace:
                        ("offset", "the handling of offset augmentations"), ("false-negatives", "dropping false negatives"),
                        ("individual", "the individual space (alpha 0)"), ("structural", "the structural semantics (alpha 1)")):
         group.add_argument(f"--no-{part}", dest=part.replace("-", "_"), action="store_false", help=f"brcd without {what}")
+    group.add_argument("--hashing", default="cibhash", help=f"the student's own objective, one of: {', '.join(HASHING)}")
     group.add_argument("--temperature", type=float, default=0.3, help="of CIBHash and BRCD")
     group.add_argument("--kl-weight", type=float, default=0.001)
     group = parser.add_argument_group("training")
@@ -67,7 +70,7 @@ def parse() -> argparse.Namespace:
     group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
     args = parser.parse_args()
     for name, value, allowed in (("method", args.method, METHODS), ("variant", args.variant, ("paper", "released")),
-                                 ("bn", args.bn, ("frozen", "recalibrate"))):
+                                 ("bn", args.bn, ("frozen", "recalibrate")), ("hashing", args.hashing, HASHING)):
         if value not in allowed:
             raise UserError(f"unknown --{name} '{value}'; there are: {', '.join(allowed)}")
     return args
@@ -101,6 +104,24 @@ def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndar
     return Knowledge(torch.from_numpy(cluster), torch.from_numpy(centroids), torch.from_numpy(masks))
 
 
+def make_views(args, images, student: Extractor, teacher: Extractor, teacher_head: HashHead, device: torch.device,
+               rotations: bool) -> BankedViews | FreshViews:
+    """The student's features and the teacher's logits of random views: out of banks, or new ones each epoch."""
+    if not args.views:
+        def teach(pixels: torch.Tensor) -> torch.Tensor:
+            return teacher_head(teacher.engine(pixels).to(device)).detach()
+
+        return FreshViews(images, [(student.engine, student.size), (teach, teacher.size)], args.seed, device,
+                          args.workers, rotations)
+    banks = [student.bank(args.views), teacher_views(teacher_head, teacher.bank(args.views), device)]
+    turned = []
+    if rotations:
+        n = min(args.views, args.rotated_views)
+        turned = [[bank[:n] for bank in (banks[0], *(student.bank(n, q) for q in (1, 2, 3)))],
+                  [bank[:n] for bank in (banks[1], *(teacher_views(teacher_head, teacher.bank(n, q), device) for q in (1, 2, 3)))]]
+    return BankedViews(banks, args.seed, turned)
+
+
 def teacher_views(head: HashHead, bank: np.ndarray, device: torch.device) -> torch.Tensor:
     """The teacher's logits of a bank of views, once: [N, n, dim] -> [N, n, b]."""
     with torch.no_grad():
@@ -128,26 +149,27 @@ def main() -> None:
     head = HashHead(student_backbone.dim, bits, kind, args.seed).to(device)
     teacher = extractor(args, images, teacher_backbone, device, teacher_args["size"])
     student = extractor(args, images, student_backbone, device, args.student_size)
-    if args.views:
-        views = BankedViews([student.bank(args.views), teacher_views(teacher_head, teacher.bank(args.views), device)], args.seed)
-    else:
-        views = FreshViews(images, [(student.engine, student.size),
-                                    (lambda pixels: teacher_head(teacher.engine(pixels).to(device)).detach(), teacher.size)],
-                           args.seed, device, args.workers)
-
+    method_entry = METHODS[args.method]
+    views = make_views(args, images, student, teacher, teacher_head, device, method_entry.rotations)
     knowledge = None
-    if args.method in NEEDS_CLUSTERS:
+    if method_entry.clusters:
         train_codes = teacher_head.encode(teacher.evaluation(images.train))
         knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
-    method = METHODS[args.method](args, knowledge).to(device)
-    hashing = CIBHashLoss(args.temperature, args.kl_weight)
+    with seeded("method", args.seed):  # embeddings and memories of the methods that have them
+        method = method_entry.build(args, Setting(bits, len(images.train), knowledge)).to(device)
+    hashing = HASHING[args.hashing](args)
     modules = nn.ModuleDict({"head": head, "method": method})
 
     def steps(epoch: int):
-        for index, (student_features, teacher_logits) in views.epoch(epoch, args.batch_size):
-            logits = head(student_features.to(device, non_blocking=True))  # [2, B, b]
-            terms = hashing(*logits)
-            extra = method(Batch(index.to(device), logits, teacher_logits.to(device, non_blocking=True)))
+        draw = generator("negatives", args.seed, epoch)
+        for batch in views.epoch(epoch, args.batch_size):
+            (student_features, teacher_logits), turned = batch.pairs, batch.turned
+            student_features = student_features.to(device, non_blocking=True)  # [2, B, D]
+            logits = head(student_features)  # [2, B, b]
+            student_turned, teacher_turned = (head(turned[0].to(device)), turned[1].to(device)) if turned else (None, None)
+            terms = hashing(logits, student_features)
+            extra = method(Batch(batch.index.to(device), logits, teacher_logits.to(device, non_blocking=True), draw,
+                                 student_turned, teacher_turned))
             yield {**terms, **extra, "loss": terms["loss"] + args.kd_weight * sum(extra.values())}
 
     val, database = student.evaluation(images.val), student.evaluation(images.database)
@@ -163,7 +185,7 @@ def main() -> None:
         save_head(path, head, role="student", backbone=student_backbone.describe(), data=images.fingerprint(),
                   epoch=epoch, metrics=metrics)
 
-    optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr)
+    optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr, fused=True)
     summary = fit(run, modules, optimizer, steps, validate, save_best, schedule, read_checkpoint)
     run.finish(summary)
     for name, found in summary["best"].items():

@@ -30,7 +30,7 @@ from utils.runs import git_commit, read_args, write_csv, write_json, written_asi
 
 THUMBNAIL = 96
 # What tells one row of a table from another, and the defaults that need no mention.
-DEFAULTS = {"kd_weight": 1.0, "bn": "frozen", "student_size": None, "student_features": "auto", "head": "auto"}
+DEFAULTS = {"hashing": "cibhash", "kd_weight": 1.0, "bn": "frozen", "student_size": None, "student_features": "auto", "head": "auto"}
 BRCD_DEFAULTS = {
     "variant": "paper", "alpha": 0.8, "margin": 0.5, "clusters": 10, "mask_rule": "decided", "mask": True, "cluster": True,
     "offset": True, "false_negatives": True, "individual": True, "structural": True,
@@ -179,7 +179,8 @@ def main() -> None:
     result = {
         "run": str(args.run), "dataset": run_args.dataset, "queries": args.queries, "n_queries": len(queries),
         "n_database": len(images.database), "method": method_name(run_args), "seed": run_args.seed,
-        "teacher_seed": teacher_args["seed"], "bits": next(iter(pairs.values()))[0].shape[1],
+        "teacher_seed": teacher_args["seed"], "teacher_hashing": teacher_args["hashing"],
+         "bits": next(iter(pairs.values()))[0].shape[1],
         "teacher_backbone": hashers[-1].name, "student_backbone": hashers[0].name,
         "engine": hashers[0].features.engine_name, "precision": str(hashers[0].features.precision), "pretrained": all(h.pretrained for h in hashers),
         "commit": trained["commit"], "command": trained["command"], "evaluated_at": git_commit(),

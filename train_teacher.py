@@ -1,4 +1,4 @@
-"""Train a teacher: a frozen backbone with a head that CIBHash trains without labels.
+"""Train a teacher: a frozen backbone with a hash head, trained without labels (CIBHash by default).
 
     python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-dir runs/teacher
 """
@@ -11,18 +11,22 @@ import torch
 
 import data
 from data.extract import add_arguments as add_feature_arguments
-from data.extract import extractor
+from data.extract import Extractor, extractor
+from data.splits import HashingData
 from data.views import BankedViews, FreshViews
-from losses.cibhash import CIBHashLoss
+from losses.hashing import HASHING
 from models.backbones import BACKBONES, build_backbone
 from models.hash_model import TEACHER_FILE, HashHead, load_head, read_checkpoint, save_head
+from models.itq import itq_head
 from utils.codes import pack
-from utils.errors import guarded
+from utils.errors import UserError, guarded
 from utils.features import pick_device
 from utils.metrics import mean_average_precision
 from utils.options import check_ranges
 from utils.runs import Run, written_aside
 from utils.training import Schedule, fit
+
+ITQ = "itq"
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +39,7 @@ def parse() -> argparse.Namespace:
     group.add_argument("--features", default="auto", help="auto, logits or pooled")
     group.add_argument("--head", default="linear", help="linear or mlp")
     group.add_argument("--bits", type=int, default=64)
+    group.add_argument("--hashing", default="cibhash", help=f"one of: {', '.join([*HASHING, ITQ])} (training-free)")
     group.add_argument("--temperature", type=float, default=0.3)
     group.add_argument("--kl-weight", type=float, default=0.001)
     group.add_argument("--lr", type=float, default=5e-4)
@@ -45,7 +50,38 @@ def parse() -> argparse.Namespace:
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--run-dir", type=Path, required=True)
     group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.hashing not in (*HASHING, ITQ):
+        raise UserError(f"unknown --hashing '{args.hashing}'; there are: {', '.join([*HASHING, ITQ])}")
+    return args
+
+
+def head_facts(backbone, images: HashingData) -> dict:
+    return {"role": "teacher", "backbone": backbone.describe(), "data": images.fingerprint()}
+
+
+def validation_map(head: HashHead, images: HashingData, features: Extractor) -> float:
+    queries, database = (head.encode(features.evaluation(rows)) for rows in (images.val, images.database))
+    return mean_average_precision(queries, database, images.labels[images.val], images.labels[images.database], images.k)
+
+
+def fit_itq(args, run: Run, images: HashingData, features: Extractor, backbone) -> None:
+    """ITQ has no epochs: one head from the training images' features."""
+    rows = features.evaluation(images.train)
+    head = itq_head(torch.from_numpy(rows[:].astype(np.float32)), args.bits, args.seed)
+    found = validation_map(head, images, features)
+    save_head(run.path(TEACHER_FILE), head, **head_facts(backbone, images), epoch=0, metrics={"map": found})
+    finish(run, images, features, {"best": {"map": {"value": found, "epoch": 0}}, "epochs": 0})
+
+
+def finish(run: Run, images: HashingData, features: Extractor, summary: dict) -> None:
+    """Keep the best head's training codes, for the choice of clusters; then the run is whole."""
+    best, _ = load_head(run.path(TEACHER_FILE))
+    with written_aside(run.path("train_codes.npy")) as file:
+        np.save(file, pack(best.encode(features.evaluation(images.train))))
+    run.finish(summary)
+    found = summary["best"]["map"]
+    print(f"validation mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}; {run.folder}")
 
 
 def main() -> None:
@@ -61,34 +97,28 @@ def main() -> None:
         return print(f"{run.folder}: finished already")
 
     features = extractor(args, images, backbone, device)
+    if args.hashing == ITQ:
+        return fit_itq(args, run, images, features, backbone)
+    objective = HASHING[args.hashing](args)
     if args.views:
         views = BankedViews([features.bank(args.views)], args.seed)
     else:
         views = FreshViews(images, [(features.engine, args.size)], args.seed, device, args.workers)
-    val, database = features.evaluation(images.val), features.evaluation(images.database)
-    criterion = CIBHashLoss(args.temperature, args.kl_weight)
 
     def steps(epoch: int):
-        for _, (pair,) in views.epoch(epoch, args.batch_size):
-            pair = pair.to(device, non_blocking=True)  # [2, B, D]
-            yield criterion(*head(pair))
+        for batch in views.epoch(epoch, args.batch_size):
+            pair = batch.pairs[0].to(device, non_blocking=True)  # [2, B, D]
+            yield objective(head(pair), pair)
 
     def validate() -> dict[str, float]:
-        return {"map": mean_average_precision(head.encode(val), head.encode(database), images.labels[images.val],
-                                              images.labels[images.database], images.k)}
+        return {"map": validation_map(head, images, features)}
 
     def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
-        save_head(path, head, role="teacher", backbone=backbone.describe(), data=images.fingerprint(), epoch=epoch,
-                  metrics=metrics)
+        save_head(path, head, **head_facts(backbone, images), epoch=epoch, metrics=metrics)
 
-    optimizer = torch.optim.Adam(head.parameters(), lr=args.lr)
+    optimizer = torch.optim.Adam(head.parameters(), lr=args.lr, fused=True)
     summary = fit(run, head, optimizer, steps, validate, save_best, schedule, read_checkpoint)
-    best, _ = load_head(run.path(TEACHER_FILE))
-    with written_aside(run.path("train_codes.npy")) as file:
-        np.save(file, pack(best.encode(features.evaluation(images.train))))
-    run.finish(summary)
-    found = summary["best"]["map"]
-    print(f"validation mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}; {run.folder}")
+    finish(run, images, features, summary)
 
 
 if __name__ == "__main__":

@@ -58,16 +58,18 @@ class Extractor:
                                   self.backbone.dim, extract, f"{self.backbone.name} features")
         return RowsOf(features, np.searchsorted(used, rows))
 
-    def bank(self, n_views: int) -> np.memmap:
-        """Features of views 0..n_views-1 of the training images, [n_views, n, dim]."""
+    def bank(self, n_views: int, quarters: int = 0) -> np.memmap:
+        """Features of views 0..n_views-1 of the training images, turned by ``quarters``, [n_views, n, dim]."""
         n = len(self.data.train)
 
         def extract(start: int):
-            batches = view_batches(self.data, n_views, self.view_seed, self.size, BATCH, self.device, start, self.workers)
+            batches = view_batches(self.data, n_views, self.view_seed, self.size, BATCH, self.device, start,
+                                   self.workers, quarters)
             for images in prefetch(batches):
                 yield self.engine(images)
 
-        facts = self._facts(self.data.train, kind="views", flip=self.data.flip, view_seed=self.view_seed)
+        turned = {"quarters": quarters} if quarters else {}
+        facts = self._facts(self.data.train, kind="views", flip=self.data.flip, view_seed=self.view_seed, **turned)
         features = self.cache.get(facts, n_views * n, self.backbone.dim, extract, f"{self.backbone.name} views")
         return features.reshape(n_views, n, self.backbone.dim)
 

@@ -7,6 +7,7 @@ the smaller one, and a resumed run meets the views that it would have met.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -50,41 +51,67 @@ def make_views(data: HashingData, rows: torch.Tensor, params: ViewParams, size: 
     return views_of_crops(crops.to(device), params.to(device))
 
 
+def turn(images: torch.Tensor, quarters: int) -> torch.Tensor:
+    """Rotate [B, 3, S, S] by quarter turns."""
+    return torch.rot90(images, quarters, dims=(2, 3))
+
+
 def view_batches(data: HashingData, n_views: int, seed: int, size: int, batch_size: int, device: torch.device,
-                 start: int = 0, workers: int = 4) -> Iterator[torch.Tensor]:
+                 start: int = 0, workers: int = 4, quarters: int = 0) -> Iterator[torch.Tensor]:
     """Views 0..n_views-1 of all training images, view by view, from row ``start`` on (row = view * n + image)."""
     n = len(data.train)
     with ThreadPoolExecutor(workers) as pool:
         for view in range(start // n, n_views):
             params = view_params(data, view, seed)
             for rows in torch.arange(start % n if view == start // n else 0, n).split(batch_size):
-                yield make_views(data, rows, params[rows], size, device, pool)
+                yield turn(make_views(data, rows, params[rows], size, device, pool), quarters)
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """What the networks make of B images' views, a list entry for each network (student, teacher).
+
+    Attributes:
+        index: [B] positions among the training images.
+        pairs: float32 [2, B, D] of views i and j.
+        turned: float32 [4, B, D] of one view and its three rotations, if asked for.
+    """
+
+    index: torch.Tensor
+    pairs: list[torch.Tensor]
+    turned: list[torch.Tensor]
 
 
 class BankedViews:
     """Pairs of different views out of banks of N.
 
     Args:
-        banks: arrays or memory maps [N, n, D], one for each network that looks at the views (student, teacher).
+        banks: arrays or memory maps [N, n, D], one for each network that looks at the views.
         seed: of the run: the images' order and which two views each gets, every epoch anew.
+        turned: for each network its banks [R, n, D] at 0, 1, 2 and 3 quarter turns; R may be smaller than N.
     """
 
-    def __init__(self, banks: list[np.ndarray | torch.Tensor], seed: int):
-        self.banks, self.seed = banks, seed
+    def __init__(self, banks: list, seed: int, turned: list[list] = ()):
+        self.banks, self.seed, self.turned = banks, seed, turned
         self.n_views, self.n = banks[0].shape[:2]
         if self.n_views < 2:
             raise UserError(f"--views {self.n_views}: a pair needs at least 2 views an image; 0 makes new ones each epoch")
 
-    def epoch(self, epoch: int, batch_size: int) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
-        """(index [B], for each bank its two views' rows, float32 [2, B, D])."""
+    def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
         order = torch.randperm(self.n, generator=generator("order", self.seed, epoch))
         draw = generator("pairs", self.seed, epoch)
         first = torch.randint(self.n_views, (self.n,), generator=draw)
         second = (first + torch.randint(1, self.n_views, (self.n,), generator=draw)) % self.n_views
         views = torch.stack([first, second])  # [2, n] by image
+        if self.turned:
+            spun = torch.randint(len(self.turned[0][-1]), (self.n,), generator=generator("turned", self.seed, epoch))
         for index in order.split(batch_size):
             pair = views[:, index]  # [2, B]
-            yield index, [torch.as_tensor(bank[pair, index]).float() for bank in self.banks]
+            yield ViewBatch(
+                index,
+                [torch.as_tensor(bank[pair, index]).float() for bank in self.banks],
+                [torch.stack([torch.as_tensor(bank[spun[index], index]).float() for bank in four]) for four in self.turned],
+            )
 
 
 class FreshViews:
@@ -93,11 +120,13 @@ class FreshViews:
     Args:
         networks: (function from uint8 views [B, 3, S, S] to rows [B, D], its S) for each network; a frozen backbone,
             or one with its head.
+        turned: also rotate view i by 1, 2 and 3 quarter turns.
     """
 
     def __init__(self, data: HashingData, networks: list[tuple[Engine, int]], seed: int, device: torch.device,
-                 workers: int = 4):
-        self.data, self.networks, self.seed, self.device, self.workers = data, networks, seed, device, workers
+                 workers: int = 4, turned: bool = False):
+        self.data, self.networks, self.seed, self.device = data, networks, seed, device
+        self.workers, self.turned = workers, turned
 
     def _pixels(self, epoch: int, batch_size: int) -> Iterator[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
         """(index [B], for each size the 2B views)."""
@@ -111,7 +140,12 @@ class FreshViews:
                     for size in sizes
                 }
 
-    def epoch(self, epoch: int, batch_size: int) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
-        """(index [B], for each network its two views' rows, float32 [2, B, D])."""
+    def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
         for index, pixels in prefetch(self._pixels(epoch, batch_size)):
-            yield index, [network(pixels[s]).float().unflatten(0, (2, len(index))) for network, s in self.networks]
+            pairs = [network(pixels[s]).float().unflatten(0, (2, len(index))) for network, s in self.networks]
+            turned = []
+            if self.turned:
+                for (network, s), pair in zip(self.networks, pairs, strict=True):
+                    plain = pixels[s][: len(index)]
+                    turned.append(torch.stack([pair[0], *(network(turn(plain, q)).float() for q in (1, 2, 3))]))
+            yield ViewBatch(index, pairs, turned)

@@ -8,6 +8,14 @@ from torch import nn
 
 from losses.binarize import binarize
 from losses.brcd import BRCDLoss
+from losses.crcd import CRCDLoss
+from losses.crd import CRDLoss
+from losses.kl import KLLoss
+from losses.packd import PACKDLoss
+from losses.pkt import PKTLoss
+from losses.rkd import RKDLoss
+from losses.sp import SPLoss
+from losses.sskd import SSKDLoss
 
 
 @dataclass(frozen=True)
@@ -17,11 +25,16 @@ class Batch:
     Attributes:
         index: [B] positions among the training images.
         student, teacher: [2, B, b] logits of views i and j; the teacher's carry no gradient.
+        draw: the epoch's generator, for methods that sample.
+        student_turned, teacher_turned: [4, B, b] logits of a view and its three rotations, for methods that ask for them.
     """
 
     index: torch.Tensor
     student: torch.Tensor
     teacher: torch.Tensor
+    draw: torch.Generator | None = None
+    student_turned: torch.Tensor | None = None
+    teacher_turned: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +102,101 @@ class BRCD(nn.Module):
         }
 
 
-# Each builds its method from the command line's arguments and the teacher's knowledge.
-METHODS: dict[str, Callable[..., nn.Module]] = {
-    "none": lambda args, knowledge: NoDistillation(),
-    "brcd": lambda args, knowledge: BRCD(
-        knowledge, args.temperature, args.alpha, mask=args.mask, offset=args.cluster and args.offset,
+class OnCodes(nn.Module):
+    """A loss of the two networks' codes of view i: RKD, PKT, SP and KL."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"distillation": self.loss(binarize(batch.student[0]), binarize(batch.teacher[0]))}
+
+
+def draw_others(index: torch.Tensor, count: int, n_data: int, draw: torch.Generator) -> torch.Tensor:
+    """[B] -> [B, count] positions among the training images, uniform, never the image's own."""
+    others = torch.randint(n_data - 1, (len(index), count), generator=draw).to(index.device)
+    return others + (others >= index[:, None])
+
+
+class WithMemory(nn.Module):
+    """A loss that contrasts codes of view i with memories of other images: CRD, CRCD and PACKD.
+
+    Args:
+        own_first: whether the loss wants each image's own position before those of the others.
+    """
+
+    def __init__(self, loss: nn.Module, n_negatives: int, own_first: bool):
+        super().__init__()
+        self.loss, self.n_negatives, self.own_first = loss, n_negatives, own_first
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        others = draw_others(batch.index, self.n_negatives, self.loss.n_data, batch.draw)
+        contrast = torch.cat([batch.index[:, None], others], dim=1) if self.own_first else others
+        student, teacher = binarize(batch.student[0]), binarize(batch.teacher[0])
+        return {"distillation": self.loss(student, teacher, batch.index, contrast)}
+
+
+class OnRotations(nn.Module):
+    """SSKD: codes of a view and its three rotations."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = SSKDLoss()
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        student, teacher = (binarize(turned).transpose(0, 1).flatten(0, 1)  # [4, B, b] -> [4 B, b]
+                            for turned in (batch.student_turned, batch.teacher_turned))
+        return {"distillation": self.loss(student, teacher)}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is built, and what it needs prepared.
+
+    Attributes:
+        build: (command line's arguments, Setting) -> module from Batch to its terms.
+        clusters: it needs the teacher's clusters and masks.
+        rotations: it needs rotated views.
+    """
+
+    build: Callable[..., nn.Module]
+    clusters: bool = False
+    rotations: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is built for: code length, number of training images, and the teacher's knowledge if it asked."""
+
+    bits: int
+    n_data: int
+    knowledge: Knowledge | None = None
+
+
+def _brcd(args, setting: Setting) -> nn.Module:
+    return BRCD(
+        setting.knowledge, args.temperature, args.alpha, mask=args.mask, offset=args.cluster and args.offset,
         false_negatives=args.cluster and args.false_negatives, individual=args.individual,
         structural=args.structural, released=args.variant == "released",
-    ),
-}  # fmt: skip
-NEEDS_CLUSTERS = {"brcd"}
+    )  # fmt: skip
+
+
+def _memory(loss: Callable[..., nn.Module], own_first: bool, **options) -> Callable[..., nn.Module]:
+    return lambda args, setting: WithMemory(loss(setting.bits, setting.bits, setting.n_data, **options),
+                                            NEGATIVES, own_first)
+
+
+NEGATIVES = 500
+METHODS: dict[str, Method] = {
+    "none": Method(lambda args, setting: NoDistillation()),
+    "rkd": Method(lambda args, setting: OnCodes(RKDLoss())),
+    "pkt": Method(lambda args, setting: OnCodes(PKTLoss())),
+    "sp": Method(lambda args, setting: OnCodes(SPLoss())),
+    "kl": Method(lambda args, setting: OnCodes(KLLoss())),
+    "crd": Method(_memory(CRDLoss, own_first=True, n_negatives=NEGATIVES)),
+    "sskd": Method(lambda args, setting: OnRotations(), rotations=True),
+    "crcd": Method(_memory(CRCDLoss, own_first=True, n_negatives=NEGATIVES)),
+    "packd": Method(_memory(PACKDLoss, own_first=False)),
+    "brcd": Method(_brcd, clusters=True),
+}

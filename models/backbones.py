@@ -16,7 +16,7 @@ import torchvision
 from torch import nn
 
 from utils.errors import UserError
-from utils.seeds import seed_of
+from utils.seeds import seeded
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 0..255
@@ -173,8 +173,7 @@ def build_backbone(name: str, weights: str = "pretrained", features: str = "auto
         raise UserError(f"unknown backbone '{name}'; there are: {', '.join(BACKBONES)}")
     spec = BACKBONES[name]
     if weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("random weights", name))
+        with seeded("random weights", name):
             network = spec.build()
     else:
         network = spec.build()

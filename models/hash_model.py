@@ -11,7 +11,7 @@ from losses.binarize import binarize  # noqa: F401  (users import it from here)
 from models.backbones import FrozenBackbone, build_backbone
 from utils.errors import UserError
 from utils.runs import read_args, save_atomically
-from utils.seeds import seed_of
+from utils.seeds import seeded
 
 KIND, FORMAT = "brcd-hash-head", 1
 TEACHER_FILE = "best_map.pt"  # in a teacher's run folder
@@ -31,8 +31,7 @@ class HashHead(nn.Module):
         if bits < 1:
             raise UserError(f"--bits {bits}: a code needs at least 1 bit")
         self.config = {"dim": dim, "bits": bits, "kind": kind}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("head", seed))
+        with seeded("head", seed):
             layers = {
                 "linear": lambda: [nn.Linear(dim, bits)],
                 "mlp": lambda: [nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, bits)],

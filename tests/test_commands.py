@@ -103,7 +103,8 @@ def test_features_are_listed(cli, shared, teacher):
     assert code == 0 and "kind=evaluation" in out and "kind=views" in out and "entries" in out
 
 
-@pytest.mark.parametrize("more", [["--method", "none"], ["--variant", "released"], ["--no-mask", "--no-cluster"],
+@pytest.mark.parametrize("more", [*(["--method", m] for m in ("none", "rkd", "pkt", "sp", "kl", "crd", "sskd", "crcd", "packd")),
+                                  ["--method", "sskd", "--views", "0"], ["--variant", "released"], ["--no-mask", "--no-cluster"],
                                   ["--no-individual"], ["--no-structural"], ["--mask-rule", "undecided"],
                                   ["--bn", "recalibrate"], ["--student-size", "32"], ["--views", "0"]])
 def test_every_switch_runs(cli, shared, teacher, tmp_path, more):
@@ -112,6 +113,19 @@ def test_every_switch_runs(cli, shared, teacher, tmp_path, more):
     assert code == 0, out
     code, out = cli("evaluate.py", "--run", tmp_path / "r", "--pictures", 0)
     assert code == 0 and np.isfinite(last_json(out)["ashp"]["map"]["expected/min"]), out
+
+
+@pytest.mark.parametrize("hashing", ["bihalf", "greedyhash", "itq"])
+def test_every_hashing_can_teach(cli, shared, tmp_path, hashing):
+    code, out = cli("train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 16, "--hashing", hashing,
+                    "--epochs", 2, "--run-dir", tmp_path / "t")
+    assert code == 0, out
+    own = "cibhash" if hashing == "itq" else hashing
+    code, out = cli("distill.py", *digits(shared), "--teacher", tmp_path / "t", "--student", STUDENT, "--clusters", 3,
+                    "--hashing", own, "--epochs", 2, "--run-dir", tmp_path / "s")
+    assert code == 0, out
+    code, out = cli("evaluate.py", "--run", tmp_path / "s", "--pictures", 0)
+    assert code == 0 and last_json(out)["teacher_hashing"] == hashing
 
 
 def test_twelve_bits_work(cli, shared, tmp_path):
@@ -181,7 +195,8 @@ DISTILL = f"distill.py {DIGITS} --teacher {{teacher}} --student {STUDENT} "
 MISTAKES = {
     "unknown data set": (TRAIN + "--dataset imagenot", "unknown data set 'imagenot'; there are: cifar10"),
     "unknown backbone": (TRAIN + "--backbone vit_x", "unknown backbone 'vit_x'; there are: vit_b_16"),
-    "unknown method": (DISTILL + "--method magic", "unknown --method 'magic'; there are: none, brcd"),
+    "unknown method": (DISTILL + "--method magic", "unknown --method 'magic'; there are: none, rkd"),
+    "unknown hashing": (TRAIN + "--hashing lsh", "unknown --hashing 'lsh'; there are: cibhash"),
     "unknown device": (TRAIN + "--device tpu9", "device"),
     "no bits": (TRAIN + "--bits 0", "--bits 0"),
     "negative bits": (TRAIN + "--bits -1", "--bits -1"),

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as F
 
 from data import cifar10, digits, folder, transforms
 from data.sources import FileImages, decode
-from data.views import BankedViews, eval_batches, view_batches
+from data.views import BankedViews, FreshViews, eval_batches, view_batches
 from utils.errors import UserError
 from utils.seeds import generator
 
@@ -207,16 +207,42 @@ def test_banked_pairs_are_two_different_views_of_every_image_once():
     bank = np.stack(np.meshgrid(np.arange(n_views), np.arange(n), indexing="ij"), axis=-1)  # [N, n, (view, image)]
     views = BankedViews([bank, bank], seed=0)
     seen, epochs = [], []
-    for index, (first, second) in views.epoch(1, 8):
+    for batch in views.epoch(1, 8):
+        first, second = batch.pairs
         assert (first == second).all() and (first[0, :, 0] != first[1, :, 0]).all()
-        assert (first[..., 1] == index.float()).all()
-        seen += index.tolist()
+        assert (first[..., 1] == batch.index.float()).all() and batch.turned == []
+        seen += batch.index.tolist()
         epochs.append(first)
     assert sorted(seen) == list(range(n))
-    again = [rows[0] for _, rows in views.epoch(1, 8)]
-    other = [rows[0] for _, rows in views.epoch(2, 8)]
+    again = [batch.pairs[0] for batch in views.epoch(1, 8)]
+    other = [batch.pairs[0] for batch in views.epoch(2, 8)]
     assert all((a == b).all() for a, b in zip(epochs, again, strict=True))
     assert not all((a == b).all() for a, b in zip(epochs, other, strict=True))
+
+
+def test_turned_views_are_one_view_at_four_angles():
+    n = 20
+    bank = np.stack(np.meshgrid(np.arange(3), np.arange(n), indexing="ij"), axis=-1)  # [R, n, (view, image)]
+    four = [bank[:2] + 100 * quarter for quarter in range(4)]
+    for batch in BankedViews([bank], seed=0, turned=[four]).epoch(1, 6):
+        (turned,) = batch.turned  # [4, B, 2]
+        assert (turned - turned[0] == 100 * torch.arange(4)[:, None, None]).all()
+        assert (turned[0, :, 1] == batch.index).all() and turned[0, :, 0].max() <= 1
+
+
+def test_fresh_views_are_new_each_epoch_and_the_same_when_asked_again():
+    data = digits.load(limit=12)
+    means = lambda pixels: pixels.float().mean(dim=(2, 3))  # noqa: E731
+    views = FreshViews(data, [(means, 16), (means, 24)], seed=0, device=torch.device("cpu"), turned=True)
+    once, again, later = (list(views.epoch(e, 5)) for e in (1, 1, 2))
+    assert [len(b.index) for b in once] == [5, 5, 2]
+    for a, b in zip(once, again, strict=True):
+        assert (a.index == b.index).all() and all((x == y).all() for x, y in zip(a.pairs, b.pairs, strict=True))
+        assert a.turned[0].shape == (4, len(a.index), 3) and (a.turned[0][0] == a.pairs[0][0]).all()
+        # A rotation keeps the mean; the two sizes see the same view.
+        assert (a.turned[0] - a.turned[0][0]).abs().max() < 1e-3 and (a.pairs[0] - a.pairs[1]).abs().max() < 8
+    by_image = {i: r for b in once for i, r in zip(b.index.tolist(), b.pairs[0][0], strict=True)}
+    assert any((by_image[i] != r).any() for b in later for i, r in zip(b.index.tolist(), b.pairs[0][0], strict=True))
 
 
 def test_one_view_is_no_pair():

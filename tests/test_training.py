@@ -253,5 +253,5 @@ def test_released_has_no_mask_and_sends_every_augmentation_to_one_centroid():
 
 def test_methods_are_built_by_name_and_none_adds_nothing():
     batch, _ = batch_and_knowledge()
-    assert METHODS["none"](None, None)(batch) == {}
-    assert isinstance(METHODS["none"](None, None), nn.Module)
+    assert METHODS["none"].build(None, None)(batch) == {}
+    assert isinstance(METHODS["none"].build(None, None), nn.Module)

@@ -43,7 +43,7 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
 def _row(result: dict, setting: str) -> dict:
     report, alone = result[setting], setting == "teacher"
     return {
-        "dataset": result["dataset"], "bits": result["bits"], "teacher": result["teacher_backbone"],
+        "dataset": result["dataset"], "bits": result["bits"], "teacher": teacher_name(result),
         "student": "" if alone else result["student_backbone"], "method": "teacher" if alone else result["method"],
         "seed": result["teacher_seed"] if alone else result["seed"], "setting": "sshp" if alone else setting,
         "queries": result["queries"], "k": report["k"], "map": report["map"]["stable/retrieved"],
@@ -52,6 +52,11 @@ def _row(result: dict, setting: str) -> dict:
         **{f"p@{rank}": value for rank, value in report["precision_at"].items()},
         "pretrained": result["pretrained"], "commit": result["commit"], "command": result["command"], "run": result["run"],
     }  # fmt: skip
+
+
+def teacher_name(result: dict) -> str:
+    hashing = result["teacher_hashing"]
+    return result["teacher_backbone"] + ("" if hashing == "cibhash" else f" {hashing}")
 
 
 def place(method: str) -> tuple:

@@ -4,7 +4,9 @@ Every stream (the head's start, an epoch's order, a view's crops) has its own ge
 and the stream's name. A resumed run rebuilds any of them from the epoch alone, so no generator state is stored.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 
@@ -18,3 +20,11 @@ def seed_of(*parts: object) -> int:
 def generator(*parts: object) -> torch.Generator:
     """A CPU generator for the stream named by ``parts``; CPU, so that a GPU run draws the same numbers."""
     return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@contextlib.contextmanager
+def seeded(*parts: object) -> Iterator[None]:
+    """PyTorch's global generator seeded by name inside, as it was outside: for layers, which start from no other."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(*parts))
+        yield
