@@ -172,6 +172,8 @@ def main() -> None:
                        target.with_name(f"{target.stem}_retrieved.png"), f"{first} top 10, {run_args.dataset}")
     if args.dump_codes:
         dump_codes(args.dump_codes, pairs, images, queries)
+    with written_aside(target.with_suffix(".npz")) as file:  # for paired tests between runs
+        np.savez_compressed(file, **{name: report.pop("ap") for name, report in reports.items()})
     for report in reports.values():
         report["precision_curve"] = [round(float(p), 6) for p in report.pop("curve")]
         del report["indices"]

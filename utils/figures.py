@@ -73,19 +73,52 @@ def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]],
     _save(figure, path)
 
 
-def draw_bars(summary, path: Path, title: str = "") -> None:
-    """mAP of each method (a row of ``report.summarise``) in both settings, with the deviation over seeds."""
+def draw_bars(rows, methods: list[str], path: Path) -> None:
+    """mAP of each method at each code length in both settings, with the deviation over seeds; ``rows``: report's."""
+    groups = list(rows.groupby(["teacher", "bits"]))
     with plt.rc_context(PLAIN):
-        names = ["\n".join(str(part) for part in (key[4], f"{key[1]} bits")) for key in summary.index]
-        figure, ax = plt.subplots(figsize=(max(4, 0.9 * len(names) + 1.5), 3.2), layout="constrained")
-        for shift, setting in ((-0.2, "sshp"), (0.2, "ashp")):
-            if ("map", "mean", setting) not in summary.columns:
-                continue
-            mean, std = summary["map", "mean", setting], summary["map", "std", setting]
-            bars = ax.bar(np.arange(len(names)) + shift, mean, 0.38, yerr=std.fillna(0), capsize=2, label=setting.upper())
-            ax.bar_label(bars, [f"{v:.3f}" if v == v else "" for v in mean], fontsize=7, padding=2)
-        ax.set_xticks(np.arange(len(names)), names)
-        ax.set(ylabel="mAP", ylim=(0, 1))
-        ax.set_title(title, fontsize=7)
-        ax.legend(frameon=False, loc="upper left", ncols=2)
+        figure, axes = plt.subplots(1, len(groups), figsize=(len(groups) * max(3.5, 0.62 * len(methods) + 1.2), 3.6),
+                                    squeeze=False, sharey=True, layout="constrained")
+        for ax, ((teacher, bits), group) in zip(axes[0], groups, strict=True):
+            for shift, setting in ((-0.2, "sshp"), (0.2, "ashp")):
+                stats = group[group["setting"] == setting].groupby("method")["map"].agg(["mean", "std"]).reindex(methods)
+                bars = ax.bar(np.arange(len(methods)) + shift, stats["mean"], 0.38, yerr=stats["std"].fillna(0), capsize=2,
+                              label=setting.upper())
+                ax.bar_label(bars, [f"{v:.2f}" if v == v else "" for v in stats["mean"]], fontsize=6, padding=2)
+            ax.set_xticks(np.arange(len(methods)), methods, rotation=35, ha="right", fontsize=7)
+            ax.set(ylim=(0, 1), title=f"{teacher}, {bits} bits")
+        axes[0, 0].set_ylabel("mAP@k")
+        axes[0, 0].legend(frameon=False, loc="upper left", ncols=2)
+    _save(figure, path)
+
+
+def draw_by_bits(rows, methods: list[str], path: Path) -> None:
+    """mAP over the code length, a line a method, SSHP and ASHP side by side."""
+    with plt.rc_context(PLAIN):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+        for ax, setting in zip(axes, ("sshp", "ashp"), strict=True):
+            for i, name in enumerate(methods):
+                mine = rows[(rows["method"] == name) & ((rows["setting"] == setting) | (name == "teacher"))]
+                stats = mine.groupby("bits")["map"].agg(["mean", "std"])
+                ours = name.startswith("brcd")
+                ax.errorbar(stats.index, stats["mean"], stats["std"].fillna(0), label=name, marker="o", ms=3, capsize=2,
+                            lw=2 if ours else 1, ls="--" if name == "teacher" else "-", color=f"C{i}" if i < 10 else None)
+            ax.set(title=setting.upper(), xlabel="bits", ylabel="mAP@k")
+            ax.set_xticks(sorted(rows["bits"].unique()))
+        axes[1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
+    _save(figure, path)
+
+
+def draw_sensitivity(sweeps: dict, path: Path) -> None:
+    """mAP over alpha, margin and the number of clusters."""
+    with plt.rc_context(PLAIN):
+        figure, axes = plt.subplots(1, len(sweeps), figsize=(3.2 * len(sweeps), 3), squeeze=False, sharey=True,
+                                    layout="constrained")
+        for ax, (name, rows) in zip(axes[0], sweeps.items(), strict=True):
+            for setting in ("sshp", "ashp"):
+                stats = rows[rows["setting"] == setting].groupby("value")["map"].agg(["mean", "std"])
+                ax.errorbar(stats.index, stats["mean"], stats["std"].fillna(0), marker="o", ms=3, capsize=2, label=setting.upper())
+            ax.set(xlabel=name)
+        axes[0, 0].set_ylabel("mAP@k")
+        axes[0, 0].legend(frameon=False)
     _save(figure, path)

@@ -192,7 +192,8 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
         ``map``: {"stable/retrieved": value, ...} for both tie rules and all denominators at ``k``; ``map_all``: the
         same, expected over ties, over the whole database; ``precision_at``: {rank: value}; ``precision_recall``:
         precision and recall within each Hamming radius, mean over queries; ``precision_radius_2``: precision of what
-        lies within radius 2 (0 for a query with nothing there); ``curve``: precision@1..k as an array.
+        lies within radius 2 (0 for a query with nothing there); ``curve``: precision@1..k as an array; ``ap``: AP@k of each query (stable, retrieved);
+        ``indices``: the first ten retrieved.
     """
     k = min(k, len(database_codes))
     histograms = distance_histograms(query_codes, database_codes, query_labels, database_labels)
@@ -214,5 +215,6 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
         "precision_radius_2": float(precision[:, min(2, precision.shape[1] - 1)].mean()),
         "precision_recall": {"precision": precision.mean(axis=0).tolist(), "recall": recall.mean(axis=0).tolist()},
         "curve": curve,
+        "ap": stable["retrieved"],
         "indices": indices[:, :10],
     }  # fmt: skip

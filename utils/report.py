@@ -1,21 +1,27 @@
-"""One table out of many runs: ``python -m utils.report runs/*/test.json --out DIR``.
+"""Tables and figures out of many runs: ``python -m utils.report runs/*/test.json --out DIR``.
 
-Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
-a run and setting), table.md, table.tex and map.png, and prints the table.
+Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row a
+run and setting), table.md, table.tex, map.png, and where they apply bits.png (mAP by code length), sensitivity.png
+(BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired bootstrap).
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from utils import figures
 from utils.errors import UserError, guarded
-from utils.figures import draw_bars
 from utils.runs import written_aside
 
-KEYS = ["dataset", "bits", "teacher", "student", "method"]
-ORDER = ["teacher", "none"]  # first in a table; the rest follows by name, BRCD last
+KEYS = ["dataset", "teacher", "student", "method", "bits", "setting"]
+FIRST = ["teacher", "none"]  # at the top of a table; the rest follows by name, BRCD last
+SETTINGS = ["sshp", "ashp"]
+SWEPT = ["alpha", "margin", "clusters"]  # with their defaults, for the sensitivity figure
+SWEPT_DEFAULTS = {"alpha": 0.8, "margin": 0.5, "clusters": 10}
+RESAMPLES = 5000
 
 
 def read_rows(files: list[Path]) -> pd.DataFrame:
@@ -28,67 +34,56 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
     for file in files:
         try:
             result = json.loads(Path(file).read_text())
-            for setting in ("sshp", "ashp", "teacher"):
-                if setting in result:
-                    rows.append(_row(result, setting))
+            rows += [_row(result, setting, file) for setting in (*SETTINGS, "teacher") if setting in result]
         except FileNotFoundError:
             raise UserError(f"{file}: no such file; evaluate.py --run RUN writes RUN/test.json") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not a result of evaluate.py ({error!r}); evaluate that run again") from None
     if not rows:
         raise UserError("no results in the files given")
-    return pd.DataFrame(rows).drop_duplicates([*KEYS, "seed", "setting"]).reset_index(drop=True)
+    return pd.DataFrame(rows).drop_duplicates([*KEYS, "seed"]).sort_values([*KEYS, "seed"]).reset_index(drop=True)
 
 
-def _row(result: dict, setting: str) -> dict:
+def _row(result: dict, setting: str, file: Path) -> dict:
     report, alone = result[setting], setting == "teacher"
+    hashing = result["teacher_hashing"]
     return {
-        "dataset": result["dataset"], "bits": result["bits"], "teacher": teacher_name(result),
+        "dataset": result["dataset"],
+        "teacher": result["teacher_backbone"] + ("" if hashing == "cibhash" else f" ({hashing})"),
         "student": "" if alone else result["student_backbone"], "method": "teacher" if alone else result["method"],
-        "seed": result["teacher_seed"] if alone else result["seed"], "setting": "sshp" if alone else setting,
-        "queries": result["queries"], "k": report["k"], "map": report["map"]["stable/retrieved"],
-        **{f"map {key}": value for key, value in report["map"].items()}, "map_all": report["map_all"],
-        "precision_radius_2": report["precision_radius_2"],
-        **{f"p@{rank}": value for rank, value in report["precision_at"].items()},
-        "pretrained": result["pretrained"], "commit": result["commit"], "command": result["command"], "run": result["run"],
+        "bits": result["bits"], "setting": "sshp" if alone else setting,
+        "seed": result["teacher_seed"] if alone else result["seed"], "queries": result["queries"], "k": report["k"],
+        "map": report["map"]["stable/retrieved"], **{f"map {key}": value for key, value in report["map"].items()},
+        "map_all": report["map_all"], "precision_radius_2": report["precision_radius_2"],
+        **{f"p@{rank}": value for rank, value in report["precision_at"].items()}, "engine": result["engine"],
+        "precision": result["precision"], "pretrained": result["pretrained"], "commit": result["commit"],
+        "command": result["command"], "run": result["run"], "file": str(file),
     }  # fmt: skip
 
 
-def teacher_name(result: dict) -> str:
-    hashing = result["teacher_hashing"]
-    return result["teacher_backbone"] + ("" if hashing == "cibhash" else f" {hashing}")
+def order(method: str) -> tuple:
+    return (FIRST.index(method), "") if method in FIRST else (len(FIRST) + method.startswith("brcd"), method)
 
 
-def place(method: str) -> tuple:
-    return (ORDER.index(method), "") if method in ORDER else (len(ORDER) + method.startswith("brcd"), method)
+def table_of(rows: pd.DataFrame, metrics: list[str]) -> tuple[list[str], list[list[str]]]:
+    """(header, lines of text) for one teacher and student: a line a method, a column a code length, setting and metric.
 
-
-def summarise(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Over seeds: a row for each method, columns (metric, "mean" | "std" | "count", setting)."""
-    wide = rows.groupby([*KEYS, "setting"])[metrics].agg(["mean", "std", "count"]).unstack("setting")
-    return wide.loc[sorted(wide.index, key=lambda key: (key[:3], key[3], place(key[4])))]
-
-
-def cells(summary: pd.DataFrame, metrics: list[str]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows of text) of a summary; the best student of each column is set off by asterisks."""
-    settings = [s for s in ("sshp", "ashp") if s in summary.columns.get_level_values(2)]
-    columns = [(m, s) for m in metrics for s in settings]
-    constant = [key for key in KEYS[:-1] if summary.index.get_level_values(key).nunique() == 1 or key == "student"]
-    shown = [key for key in KEYS if key not in constant]
-    header = [*shown, *(f"{s.upper()} {m.replace('map', 'mAP')}" for m, s in columns), "seeds"]
+    The best student of each column is set off by asterisks.
+    """
+    stats = rows.groupby(["method", "bits", "setting"])[metrics].agg(["mean", "std", "count"])
+    columns = [(b, s, m) for b in sorted(rows["bits"].unique()) for m in metrics for s in SETTINGS if s in set(rows["setting"])]
+    header = ["method", *(f"{b} bits {s.upper()} {m.replace('map', 'mAP')}" for b, s, m in columns), "seeds"]
+    methods = sorted(rows["method"].unique(), key=order)
+    means = {(name, *c): stats[c[2], "mean"].get((name, *c[:2]), float("nan")) for name in methods for c in columns}
+    best = {c: max((means[n, *c] for n in methods if n != "teacher" and means[n, *c] == means[n, *c]), default=None) for c in columns}
     lines = []
-    for key, line in summary.iterrows():
-        named = dict(zip(KEYS, key, strict=True))
-        rivals = summary[[i[:3] == key[:3] and i[4] != "teacher" for i in summary.index]]
-        texts = []
-        for m, s in columns:
-            mean, std = line[m, "mean", s], line[m, "std", s]
-            if pd.isna(mean):
-                texts.append("–")
-                continue
-            text = f"{mean:.4f}" + ("" if pd.isna(std) else f" ± {std:.4f}")
-            texts.append(f"**{text}**" if key[4] != "teacher" and mean == rivals[m, "mean", s].max() else text)
-        lines.append([*(str(named[k]) for k in shown), *texts, str(int(line[metrics[0], "count"].max()))])
+    for name in methods:
+        line = [name]
+        for b, s, m in columns:
+            mean, std = means[name, b, s, m], stats[m, "std"].get((name, b, s), float("nan"))
+            text = "–" if mean != mean else f"{mean:.4f}" + ("" if std != std else f" ± {std:.4f}")
+            line.append(f"**{text}**" if name != "teacher" and mean == best[b, s, m] else text)
+        lines.append([*line, str(int(stats.loc[name][metrics[0], "count"].max()))])
     return header, lines
 
 
@@ -106,29 +101,101 @@ def latex(header: list[str], lines: list[list[str]]) -> str:
         return rf"\textbf{{{text}}}" if bold else text
 
     body = [" & ".join(map(escape, row)) + r" \\" for row in [header, *lines]]
-    form = "l" * (len(header) - len(lines[0]) + 1) + "r" * (len(header) - 1)
+    form = "l" + "r" * (len(header) - 1)
     return "\n".join([rf"\begin{{tabular}}{{{form}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"])
+
+
+def paired_bootstrap(difference: np.ndarray, seed: int = 0) -> tuple[float, float, float, float]:
+    """(mean, low, high, p) of paired AP differences [seeds, queries]: 95 % interval and two-sided p.
+
+    Seeds and queries are both drawn again with replacement, so the interval covers another training and other queries.
+    """
+    draw = np.random.default_rng(seed)
+    n_seeds, n_queries = difference.shape
+    by_seed = draw.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), RESAMPLES) / n_seeds  # [R, seeds]
+    means = np.empty(RESAMPLES)
+    for part in np.array_split(np.arange(RESAMPLES), max(1, RESAMPLES * n_queries // 10**7)):
+        by_query = draw.multinomial(n_queries, np.full(n_queries, 1 / n_queries), len(part)) / n_queries
+        means[part] = ((by_query @ difference.T) * by_seed[part]).sum(axis=1)
+    p = min(1.0, 2 * min((means <= 0).mean(), (means >= 0).mean()))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(difference.mean()), float(low), float(high), float(p)
+
+
+def significance(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every method less BRCD, where both have the same seeds and their per-query AP was kept."""
+
+    def average_precisions(run: pd.DataFrame, setting: str) -> dict[int, np.ndarray]:
+        found = {}
+        for _, r in run.iterrows():
+            file = Path(r["file"]).with_suffix(".npz")
+            if file.exists():
+                with np.load(file, allow_pickle=False) as kept:
+                    found[r["seed"]] = kept[setting]
+        return found
+
+    lines = []
+    for key, group in rows[rows["method"] != "teacher"].groupby(["dataset", "teacher", "student", "bits", "setting"]):
+        ours = average_precisions(group[group["method"] == "brcd"], key[-1])
+        for name in sorted(set(group["method"]) - {"brcd"}, key=order):
+            theirs = average_precisions(group[group["method"] == name], key[-1])
+            seeds = sorted(ours.keys() & theirs.keys())
+            if seeds:
+                mean, low, high, p = paired_bootstrap(np.stack([theirs[s] - ours[s] for s in seeds]))
+                lines.append(dict(zip(KEYS[:3] + ["bits", "setting"], key, strict=True)) | {
+                    "method": name, "less brcd": mean, "low": low, "high": high, "p": p, "seeds": len(seeds)})
+    return pd.DataFrame(lines)
+
+
+def swept(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """For each of BRCD's hyperparameters: rows with its value, BRCD's own row at the default among them."""
+    found = {}
+    for name in SWEPT:
+        mine = rows[(rows["method"] == "brcd") | rows["method"].str.fullmatch(rf"brcd {name}=\S+")].copy()
+        mine["value"] = mine["method"].str.extract(rf"{name}=(\S+)")[0].astype(float).fillna(SWEPT_DEFAULTS[name])
+        if mine["value"].nunique() > 1:
+            found[name] = mine
+    return found
+
+
+def write_report(rows: pd.DataFrame, out: Path) -> str:
+    """Everything into ``out``; returns the tables as text."""
+    metrics = ["map"] if rows["bits"].nunique() > 1 or "p@100" not in rows else ["map", "p@100"]
+    texts, tex = [], []
+    students = rows[rows["method"] != "teacher"]
+    groups = list(students.groupby(["dataset", "teacher", "student"])) or [((*rows.iloc[0][["dataset", "teacher"]], ""), rows)]
+    for (dataset, teacher, student), group in groups:
+        alone = rows[(rows["method"] == "teacher") & (rows["dataset"] == dataset) & (rows["teacher"] == teacher)]
+        header, lines = table_of(pd.concat([alone, group]).drop_duplicates(), metrics)
+        first = group.iloc[0]
+        title = (f"{dataset}, {first['queries']} queries, teacher {teacher}, student {student or 'none'}; mAP@{first['k']} over "
+                 f"relevant retrieved, ties in database order; backbones by {first['engine']} in {first['precision']}")
+        texts.append(f"{title}\n\n{markdown(header, lines)}")
+        tex.append(f"% {title}\n{latex(header, lines)}")
+    text = "\n\n".join(texts)
+    with written_aside(out / "rows.csv", "w") as file:
+        rows.to_csv(file, index=False)
+    for name, content in (("table.md", text), ("table.tex", "\n\n".join(tex))):
+        with written_aside(out / name, "w") as file:
+            file.write(content + "\n")
+    figures.draw_bars(rows, sorted(rows["method"].unique(), key=order), out / "map.png")
+    if rows["bits"].nunique() > 1:
+        figures.draw_by_bits(rows, sorted(rows["method"].unique(), key=order), out / "bits.png")
+    if sweeps := swept(rows):
+        figures.draw_sensitivity(sweeps, out / "sensitivity.png")
+    compared = significance(rows)
+    if len(compared):
+        with written_aside(out / "significance.csv", "w") as file:
+            compared.to_csv(file, index=False, float_format="%.5f")
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", help="files that evaluate.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the tables and the figure")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the tables and figures")
     args = parser.parse_args()
-    rows = read_rows(args.results)
-    metrics = ["map", *(["p@100"] if "p@100" in rows else [])]
-    summary = summarise(rows, metrics)
-    header, lines = cells(summary, metrics)
-    first = rows.iloc[0]
-    title = (f"{first['dataset']}, {first['queries']} queries, teacher {first['teacher']}"
-             f"{', student ' + first['student'] if first['student'] else ''}; mAP@{first['k']}: relevant retrieved, stable ties")
-    with written_aside(args.out / "rows.csv", "w") as file:
-        rows.to_csv(file, index=False)
-    for name, text in (("table.md", f"{title}\n\n{markdown(header, lines)}"), ("table.tex", latex(header, lines))):
-        with written_aside(args.out / name, "w") as file:
-            file.write(text + "\n")
-    draw_bars(summary, args.out / "map.png", title)
-    print(f"\n{title}\n\n{markdown(header, lines)}\n\nwrote {args.out}/table.md, table.tex, rows.csv and map.png")
+    print(f"\n{write_report(read_rows(args.results), args.out)}\n\nwrote {args.out}/")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+#!/bin/sh
+# The paper's comparison: every method at every code length and seed, tables and figures in results/$NAME. Run again
+# after a kill, it does what is missing.
+#   DATASET=cifar10 SEEDS="0 1 2" sh scripts/compare.sh
+set -eu
+. "$(dirname "$0")/env.sh"
+
+DATASET=${DATASET:-digits}
+NAME=${NAME:-compare_$DATASET}
+DATA_DIR=${DATA_DIR:-data/$DATASET}
+TEACHER=${TEACHER:-efficientnet_lite2}
+TEACHER_HASHING=${TEACHER_HASHING:-cibhash}
+STUDENT=${STUDENT:-efficientnet_lite0}
+FLAGS=${FLAGS:-}                    # for every run, such as "--precision bfloat16"
+STUDENT_FLAGS=${STUDENT_FLAGS:-}    # for every student, such as "--student-size 112"
+BITS=${BITS:-16 32 64}
+SEEDS=${SEEDS:-0}
+VIEWS=${VIEWS:-6}
+TEACHER_EPOCHS=${TEACHER_EPOCHS:-100}
+EPOCHS=${EPOCHS:-60}
+DEVICE=${DEVICE:-auto}
+CACHE_DIR=${CACHE_DIR:-cache}
+
+[ $# -gt 0 ] || set -- none rkd pkt sp kl crd sskd crcd packd brcd
+
+"$PY" -m utils.compare --name "$NAME" --dataset "$DATASET" --data-dir "$DATA_DIR" --teacher "$TEACHER" \
+    --teacher-hashing "$TEACHER_HASHING" --student "$STUDENT" --flags="$FLAGS" --student-flags="$STUDENT_FLAGS" \
+    --bits $BITS --seeds $SEEDS --views "$VIEWS" --teacher-epochs "$TEACHER_EPOCHS" --epochs "$EPOCHS" --device "$DEVICE" --cache-dir "$CACHE_DIR" \
+    --methods "$@"

@@ -1,0 +1,118 @@
+"""Tables, significance and the grid."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from utils.compare import Cell, slug
+from utils.report import latex, markdown, order, paired_bootstrap, read_rows, significance, table_of, write_report
+
+
+def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None):
+    report = {"k": 10, "map": {"stable/retrieved": value, "expected/min": 0.1}, "map_all": 0.2, "precision_at": {"10": 0.3},
+              "precision_radius_2": 0.0}
+    folder = tmp_path / f"{method}_{bits}_{seed}".replace(" ", "_")
+    folder.mkdir()
+    content = {"dataset": "digits", "teacher_backbone": "big", "teacher_hashing": "cibhash", "student_backbone": "small",
+               "method": method, "bits": bits, "seed": seed, "teacher_seed": seed, "queries": "test", "engine": "torch",
+               "precision": "float32", "pretrained": True, "commit": "c", "command": "x", "run": "r",
+               "sshp": report, "ashp": {**report, "map": {"stable/retrieved": value - 0.1}}, "teacher": report}  # fmt: skip
+    (folder / "test.json").write_text(json.dumps(content))
+    if ap is not None:
+        np.savez(folder / "test.npz", sshp=ap, ashp=ap, teacher=ap)
+    return folder / "test.json"
+
+
+def test_a_table_has_mean_and_deviation_over_seeds_and_the_best_student_bold(tmp_path):
+    files = [result(tmp_path, "brcd", s, value=v) for s, v in ((0, 0.6), (1, 0.8))]
+    files += [result(tmp_path, "none", s, value=v) for s, v in ((0, 0.5), (1, 0.5))]
+    rows = read_rows(files)
+    assert len(rows) == 2 * (2 + 2) + 2  # the teacher of both methods counts once a seed
+    header, lines = table_of(rows[rows["method"] != "teacher"], ["map"])
+    assert header == ["method", "16 bits SSHP mAP", "16 bits ASHP mAP", "seeds"]
+    assert lines == [["none", "0.5000 ± 0.0000", "0.4000 ± 0.0000", "2"],
+                     ["brcd", "**0.7000 ± 0.1414**", "**0.6000 ± 0.1414**", "2"]]
+    text = markdown(header, lines)
+    assert len({len(line) for line in text.splitlines()}) == 1  # aligned
+    assert r"\textbf{0.7000 $\pm$ 0.1414}" in latex(header, lines)
+
+
+def test_teacher_and_none_come_first_and_brcd_last():
+    names = ["brcd no-mask", "rkd", "none", "brcd", "teacher", "crd"]
+    assert sorted(names, key=order) == ["teacher", "none", "crd", "rkd", "brcd", "brcd no-mask"]
+
+
+def test_a_report_writes_everything(tmp_path):
+    draw = np.random.RandomState(0)
+    files = [result(tmp_path, m, s, b, 0.5 + 0.01 * s, draw.rand(40)) for m in ("none", "brcd", "brcd alpha=0.5", "brcd margin=0.1")
+             for s in (0, 1) for b in (16, 32)]
+    text = write_report(read_rows(files), tmp_path / "out")
+    assert "32 bits SSHP mAP" in text and "brcd alpha=0.5" in text
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"rows.csv", "table.md", "table.tex", "map.png", "bits.png", "sensitivity.png", "significance.csv"}
+    assert len(pd.read_csv(tmp_path / "out" / "significance.csv")) == 3 * 2 * 2
+
+
+def test_the_bootstrap_knows_a_difference_from_none():
+    draw = np.random.RandomState(0)
+    noise = draw.randn(3, 400) * 0.1
+    mean, low, high, p = paired_bootstrap(noise - noise.mean())
+    assert mean == pytest.approx(0, abs=1e-12) and low < 0 < high and p > 0.5
+    mean, low, high, p = paired_bootstrap(noise - 0.05)
+    assert low < mean < high < 0 and p < 0.01
+    # One seed: only queries vary, and the interval is that of a mean.
+    one = draw.randn(1, 1000)
+    mean, low, high, _ = paired_bootstrap(one)
+    assert (high - low) / 2 == pytest.approx(1.96 * one.std() / np.sqrt(1000), rel=0.1)
+
+
+def test_significance_pairs_seeds(tmp_path):
+    draw = np.random.RandomState(0)
+    base = draw.rand(50)
+    files = [result(tmp_path, "brcd", s, ap=base + 0.1) for s in (0, 1)] + [result(tmp_path, "none", 1, ap=base)]
+    found = significance(read_rows(files))
+    assert (found["less brcd"].round(6) == -0.1).all() and (found["seeds"] == 1).all() and (found["p"] == 0).all()
+
+
+def test_cells_have_names_of_their_own(tmp_path):
+    assert slug("brcd --no-mask --alpha 0.5") == "brcd_no-mask_alpha_0.5"
+    plain, turned = (Cell(m, 16, 0, tmp_path, tmp_path).features for m in ("brcd --alpha 0.5", "sskd"))
+    assert plain == ("plain",) and turned == ("rotations",)
+    assert Cell("none --bn recalibrate", 16, 0, tmp_path, tmp_path).features == ("plain", ("--bn", "recalibrate"))
+
+
+def test_a_killed_grid_goes_on(tmp_path):
+    """Two methods at one code length; killed after the first student, run again, killed runs and all are whole."""
+    words = [sys.executable, "-m", "utils.compare", "--name", "test_grid", "--teacher", "efficientnet_lite0", "--bits", "8",
+             "--views", "2", "--teacher-epochs", "2", "--epochs", "2", "--flags=--limit 60 --size 64", "--jobs", "2",
+             "--student-flags=--clusters 3", "--cache-dir", tmp_path / "cache", "--methods", "none", "kl", "brcd --no-mask"]
+    runs, results = ROOT / "runs" / "test_grid", ROOT / "results" / "test_grid"
+    shutil.rmtree(runs, ignore_errors=True)
+    try:
+        process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        first = runs / "8bits_seed0" / "none" / "test.json"
+        until = time.monotonic() + 200
+        while not first.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        before = first.stat().st_mtime_ns
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "3 of 3 cells" in done.stdout and "no-mask" in done.stdout
+        assert first.stat().st_mtime_ns == before  # not done again
+        assert (results / "table.md").exists() and (results / "significance.csv").exists() is False  # no plain brcd to compare with
+        failing = subprocess.run([*words, "brcd --margin 7"], cwd=ROOT, capture_output=True, text=True)
+        assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
+    finally:
+        shutil.rmtree(runs, ignore_errors=True)
+        shutil.rmtree(results, ignore_errors=True)
