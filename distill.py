@@ -81,7 +81,7 @@ def check_teacher(args, facts: dict, images) -> None:
     if args.bits not in (None, bits):
         raise UserError(f"{args.teacher}: a teacher of {bits} bits, --bits is {args.bits}; train a teacher of "
                         f"{args.bits} bits, or leave --bits out")
-    if facts["data"] != images.fingerprint():
+    if facts["data"] != images.fingerprint:
         raise UserError(f"{args.teacher}: was trained on other images or another split than --dataset {args.dataset} "
                         "gives now; use the same data and split options for both")
 
@@ -182,7 +182,7 @@ def main() -> None:
                 for name, codes in (("sshp", head.encode(database)), ("ashp", teacher_database))}
 
     def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
-        save_head(path, head, role="student", backbone=student_backbone.describe(), data=images.fingerprint(),
+        save_head(path, head, role="student", backbone=student_backbone.describe(), data=images.fingerprint,
                   epoch=epoch, metrics=metrics)
 
     optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr, fused=True)

@@ -86,7 +86,7 @@ def settings(args, run_args, images: HashingData, device: torch.device) -> tuple
     is_student = hasattr(run_args, "teacher")
     teacher_folder = Path(run_args.teacher) if is_student else args.run
     teacher_head, facts = load_teacher(teacher_folder)
-    if facts["data"] != images.fingerprint():
+    if facts["data"] != images.fingerprint:
         raise UserError(f"{teacher_folder}: was trained on other images or another split than these")
     teacher_args = read_args(teacher_folder)
     teacher = Hasher(run_args, images, rebuild_backbone(facts, teacher_args["weights"]), device, teacher_args["size"])

@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 
 def head_facts(backbone, images: HashingData) -> dict:
-    return {"role": "teacher", "backbone": backbone.describe(), "data": images.fingerprint()}
+    return {"role": "teacher", "backbone": backbone.describe(), "data": images.fingerprint}
 
 
 def validation_map(head: HashHead, images: HashingData, features: Extractor) -> float:
@@ -109,6 +109,8 @@ def main() -> None:
         for batch in views.epoch(epoch, args.batch_size):
             pair = batch.pairs[0].to(device, non_blocking=True)  # [2, B, D]
             yield objective(head(pair), pair)
+
+    features.evaluation(images.val)  # extracted now, not in the middle of training
 
     def validate() -> dict[str, float]:
         return {"map": validation_map(head, images, features)}

@@ -40,7 +40,7 @@ class Extractor:
     def _facts(self, rows: np.ndarray, **more) -> dict:
         rows_hash = hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest()
         return {
-            "dataset": self.data.name, "images": self.data.images.fingerprint(), "rows": rows_hash,
+            "dataset": self.data.name, "images": self.data.images.fingerprint, "rows": rows_hash,
             "backbone": self.backbone.describe(), "name": self.backbone.name, "size": self.size,
             "engine": engine_version(self.engine_name), "precision": str(self.precision), "device": self.device.type,
             "transforms": transforms.VERSION, **more,

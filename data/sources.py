@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ class ArrayImages:
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.pixels[index]
 
+    @cached_property
     def fingerprint(self) -> str:
+        """Hash of every pixel."""
         return hashlib.sha256(self.pixels.numpy()).hexdigest()
 
 
@@ -46,6 +49,7 @@ class FileImages:
     def __getitem__(self, index: int) -> torch.Tensor:
         return decode(self.root / self.names[index])
 
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of every file's name, size and modification time (contents would mean reading them all)."""
         digest = hashlib.sha256(str(self.root.resolve()).encode())

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -38,9 +39,10 @@ class HashingData:
             if len(getattr(self, part)) == 0:
                 raise UserError(f"data set {self.name}: its {part} part is empty; add images or change the split")
 
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of images, labels and split: two runs may share features and teachers only if it is the same."""
-        digest = hashlib.sha256(self.images.fingerprint().encode())
+        digest = hashlib.sha256(self.images.fingerprint.encode())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         for part in (self.train, self.database, self.val, self.test):
             digest.update(np.asarray(part, dtype=np.int64).tobytes() + b"|")

@@ -83,7 +83,7 @@ def test_folder_split_by_a_seed(tmp_path, photo):
     assert len(set.union(*parts)) == sum(map(len, parts)) == 21
     assert data.images.names.index("single/0.png") in parts[0] and "single" in data.notes[0]
     again, other = folder.load(tmp_path), folder.load(tmp_path, seed=1)
-    assert (again.test == data.test).all() and again.fingerprint() == data.fingerprint() != other.fingerprint()
+    assert (again.test == data.test).all() and again.fingerprint == data.fingerprint != other.fingerprint
 
 
 def test_broken_images_are_named_or_left_out(tmp_path, photo):
@@ -110,9 +110,9 @@ def test_folders_that_cannot_work(tmp_path, photo, make, words):
 
 def test_a_changed_file_changes_the_fingerprint(tmp_path, photo):
     photo(tmp_path / "x.png")
-    before = FileImages(tmp_path, ["x.png"]).fingerprint()
+    before = FileImages(tmp_path, ["x.png"]).fingerprint
     photo(tmp_path / "x.png", size=(41, 30))
-    assert FileImages(tmp_path, ["x.png"]).fingerprint() != before
+    assert FileImages(tmp_path, ["x.png"]).fingerprint != before
 
 
 # Transforms

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 
@@ -12,6 +13,13 @@ class UserError(Exception):
 
 def guarded(main: Callable[[], None]) -> None:
     """Run a command line's ``main`` and turn the failures a user can mend into one clear line."""
+
+    def hook(failure) -> None:
+        # TensorBoard's writing thread meets a full disk as well; the main thread says it once.
+        if not issubclass(failure.exc_type, OSError):
+            threading.__excepthook__(failure)
+
+    threading.excepthook = hook
     try:
         main()
     except UserError as error:
@@ -32,4 +40,5 @@ def guarded(main: Callable[[], None]) -> None:
         }
         if error.errno is None:
             raise
-        sys.exit(f"error: {error.filename or 'writing a file'}: {reasons.get(error.errno, error.strerror)}")
+        where = os.fsdecode(error.filename) if error.filename else "writing a file"
+        sys.exit(f"error: {where}: {reasons.get(error.errno, error.strerror)}")
