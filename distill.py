@@ -2,7 +2,8 @@
 
     python distill.py --teacher runs/teacher --student efficientnet_b0 --method brcd --run-dir runs/brcd
 
-Clusters and bit masks are made here, from the teacher's codes of the training images, and kept with the run.
+Data and feature options default to the teacher's own. Clusters and bit masks are made here, from the teacher's codes of
+the training images, and kept with the run.
 """
 
 import argparse
@@ -28,6 +29,9 @@ from utils.options import check_ranges
 from utils.runs import Run, read_args, written_aside
 from utils.seeds import generator, seeded
 from utils.training import Schedule, fit
+
+INHERITED = ("dataset", "data_dir", "skip_broken", "split_seed", "limit", "views", "view_seed", "size", "device", "engine",
+             "precision", "cache_dir", "cache_limit", "workers")
 
 
 def parse() -> argparse.Namespace:
@@ -68,12 +72,21 @@ def parse() -> argparse.Namespace:
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--run-dir", type=Path, required=True)
     group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
+    teacher = parser.parse_known_args()[0].teacher
+    parser.set_defaults(**inherited(teacher))
     args = parser.parse_args()
     for name, value, allowed in (("method", args.method, METHODS), ("variant", args.variant, ("paper", "released")),
                                  ("bn", args.bn, ("frozen", "recalibrate")), ("hashing", args.hashing, HASHING)):
         if value not in allowed:
             raise UserError(f"unknown --{name} '{value}'; there are: {', '.join(allowed)}")
     return args
+
+
+def inherited(teacher: Path) -> dict:
+    """What a student takes over from its teacher's run unless its own command line says otherwise."""
+    known = read_args(teacher)
+    kept = {name: known[name] for name in INHERITED if name in known}
+    return {name: Path(value) if name in ("data_dir", "cache_dir") and value else value for name, value in kept.items()}
 
 
 def check_teacher(args, facts: dict, images) -> None:

@@ -90,6 +90,11 @@ def test_from_images_to_map(command, shared, teacher):
     assert (shared / "report" / "table.tex").read_text().startswith(r"\begin{tabular}")
 
 
+def test_a_student_takes_data_and_features_from_its_teacher(cli, teacher, tmp_path):
+    code, out = cli("distill.py", "--teacher", teacher, "--student", STUDENT, "--clusters", 3, "--epochs", 1, "--run-dir", tmp_path)
+    assert code == 0 and "digits: 90 train" in out, out
+
+
 def test_the_teacher_alone_and_the_cluster_number(cli, teacher):
     code, out = cli("evaluate.py", "--run", teacher, "--pictures", 0)
     assert code == 0 and last_json(out)["method"] == "teacher" and "sshp" not in last_json(out)

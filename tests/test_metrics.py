@@ -115,6 +115,7 @@ def test_topk_is_a_stable_sort(n, bits, seed):
     distance = (query[:, None] != database[None]).sum(axis=2)
     order = distance.argsort(axis=1, kind="stable")[:, :k]
     distances, indices = hamming_topk(pack(query), pack(database), k)
+    assert (hamming_topk(query, database, k)[1] == indices).all()  # unpacked codes are packed first
     assert (indices == order).all() and (distances == np.take_along_axis(distance, order, 1)).all()
 
 

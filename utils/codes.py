@@ -27,12 +27,13 @@ def hamming_topk(query: np.ndarray, database: np.ndarray, k: int) -> tuple[np.nd
     """The k nearest database codes of every query, by faiss' counting search.
 
     Args:
-        query, database: packed codes uint8 [q, w] and [n, w].
+        query, database: packed codes uint8 [q, w] and [n, w], or codes in {-1, +1}, which are packed first.
         k: how many, at most n.
 
     Returns:
         (distances int32 [q, k], indices int64 [q, k]), ascending; ties in the database's order.
     """
+    query, database = (to_array(c) if to_array(c).dtype == np.uint8 else pack(c) for c in (query, database))
     if not 1 <= k <= len(database):
         raise ValueError(f"k is {k}: it must be from 1 to the database's {len(database)} codes")
     if query.shape[1] != database.shape[1]:
