@@ -30,7 +30,7 @@ from utils.runs import Run, read_args, written_aside
 from utils.seeds import generator, seeded
 from utils.training import Schedule, fit
 
-INHERITED = ("dataset", "data_dir", "skip_broken", "split_seed", "limit", "views", "view_seed", "size", "device", "engine",
+INHERITED = ("dataset", "data_dir", "skip_broken", "split_seed", "lists_dir", "drop_leaks", "limit", "views", "view_seed", "size", "device", "engine",
              "precision", "cache_dir", "cache_limit", "workers")
 
 
@@ -86,7 +86,7 @@ def inherited(teacher: Path) -> dict:
     """What a student takes over from its teacher's run unless its own command line says otherwise."""
     known = read_args(teacher)
     kept = {name: known[name] for name in INHERITED if name in known}
-    return {name: Path(value) if name in ("data_dir", "cache_dir") and value else value for name, value in kept.items()}
+    return {name: Path(value) if name in ("data_dir", "cache_dir", "lists_dir") and value else value for name, value in kept.items()}
 
 
 def check_teacher(args, facts: dict, images) -> None:
@@ -185,9 +185,9 @@ def main() -> None:
                                  student_turned, teacher_turned))
             yield {**terms, **extra, "loss": terms["loss"] + args.kd_weight * sum(extra.values())}
 
-    val, database = student.evaluation(images.val), student.evaluation(images.database)
-    teacher_database = teacher_head.encode(teacher.evaluation(images.database))
-    val_labels, database_labels = images.labels[images.val], images.labels[images.database]
+    val, database = student.evaluation(images.val), student.evaluation(images.val_database)
+    teacher_database = teacher_head.encode(teacher.evaluation(images.val_database))
+    val_labels, database_labels = images.labels[images.val], images.labels[images.val_database]
 
     def validate() -> dict[str, float]:
         queries = head.encode(val)

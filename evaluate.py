@@ -54,11 +54,15 @@ def parse() -> argparse.Namespace:
 def run_arguments(args) -> argparse.Namespace:
     """The run's own arguments, with what this command line overrides."""
     kept = argparse.Namespace(**read_args(args.run))
-    for name in ("data_dir", "cache_dir"):
-        value = getattr(args, name) or getattr(kept, name)
+    for name in ("data_dir", "cache_dir", "lists_dir"):
+        value = getattr(args, name, None) or getattr(kept, name)
         setattr(kept, name, Path(value) if value else None)
     kept.device = args.device or kept.device
     return kept
+
+
+def searched(args, images: HashingData) -> np.ndarray:
+    return images.database if args.queries == "test" else images.val_database
 
 
 class Hasher:
@@ -82,7 +86,7 @@ def student_backbone(run_args, facts: dict, images: HashingData, device: torch.d
 
 def settings(args, run_args, images: HashingData, device: torch.device) -> tuple[dict[str, tuple], list[Hasher]]:
     """(query codes, database codes) of each search setting, and the networks that made them."""
-    queries, database = getattr(images, args.queries), images.database
+    queries, database = getattr(images, args.queries), searched(args, images)
     is_student = hasattr(run_args, "teacher")
     teacher_folder = Path(run_args.teacher) if is_student else args.run
     teacher_head, facts = load_teacher(teacher_folder)
@@ -120,30 +124,32 @@ def method_name(run_args) -> str:
 
 def table(reports: dict[str, dict]) -> str:
     k = next(iter(reports.values()))["k"]
-    lines = [f"{'setting':9} {f'mAP@{k}':>9} {'expected':>9} {'mAP@all':>9} {'P@100':>9} {'P(r<=2)':>9}"]
+    lines = [f"{'setting':9} {f'mAP@{k}':>9} {'expected':>9} {'mAP@all':>9} {'P@100':>9} {'P(r<=2)':>9} {'NDCG':>9}"]
     for name, r in reports.items():
         p100 = r["precision_at"].get("100", float("nan"))
         lines.append(f"{name:9} {r['map']['stable/retrieved']:9.4f} {r['map']['expected/retrieved']:9.4f} "
-                     f"{r['map_all']:9.4f} {p100:9.4f} {r['precision_radius_2']:9.4f}")
+                     f"{r['map_all']:9.4f} {p100:9.4f} {r['precision_radius_2']:9.4f} {r['ndcg']:9.4f}")
     return "\n".join(lines)
 
 
-def retrieved_rows(images: HashingData, report: dict, queries: np.ndarray, count: int) -> list[tuple]:
+def retrieved_rows(images: HashingData, report: dict, queries: np.ndarray, database: np.ndarray,
+                   count: int) -> list[tuple]:
     def picture(index: int) -> np.ndarray:
         return eval_transform(images.images[index], THUMBNAIL, images.crop).permute(1, 2, 0).numpy()
 
     chosen = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
     rows = []
     for q in chosen:
-        found = images.database[report["indices"][q]]
+        found = database[report["indices"][q]]
         right = (images.labels[found] & images.labels[queries[q]]).any(axis=1)
         rows.append((picture(queries[q]), list(zip(map(picture, found), right.tolist(), strict=True))))
     return rows
 
 
-def dump_codes(folder: Path, pairs: dict[str, tuple], images: HashingData, queries: np.ndarray) -> None:
-    for name, (query, database) in pairs.items():
-        for part, codes, rows in (("query", query, queries), ("database", database, images.database)):
+def dump_codes(folder: Path, pairs: dict[str, tuple], images: HashingData, queries: np.ndarray,
+               database: np.ndarray) -> None:
+    for name, (query_codes, database_codes) in pairs.items():
+        for part, codes, rows in (("query", query_codes, queries), ("database", database_codes, database)):
             with written_aside(folder / f"{name}_{part}.npz") as file:
                 np.savez_compressed(file, codes=pack(codes), bits=codes.shape[1], labels=images.labels[rows],
                                     paths=np.array([images.images.names[i] for i in rows]))
@@ -159,19 +165,19 @@ def main() -> None:
     images = data.load(run_args)
     teacher_args = read_args(run_args.teacher) if hasattr(run_args, "teacher") else vars(run_args)
     pairs, hashers = settings(args, run_args, images, device)
-    queries = getattr(images, args.queries)
+    queries, database = getattr(images, args.queries), searched(args, images)
     k = args.k or images.k
-    reports = {name: retrieval_report(query, database, images.labels[queries], images.labels[images.database], k)
-               for name, (query, database) in pairs.items()}
+    reports = {name: retrieval_report(*codes, images.labels[queries], images.labels[database], k)
+               for name, codes in pairs.items()}
 
     target = args.json or args.run / f"{args.queries}.json"
     draw_curves(reports, target.with_suffix(".png"), f"{run_args.dataset}, {args.queries} queries")
     if args.pictures > 0:
         first = next(iter(reports))
-        draw_retrieved(retrieved_rows(images, reports[first], queries, args.pictures),
+        draw_retrieved(retrieved_rows(images, reports[first], queries, database, args.pictures),
                        target.with_name(f"{target.stem}_retrieved.png"), f"{first} top 10, {run_args.dataset}")
     if args.dump_codes:
-        dump_codes(args.dump_codes, pairs, images, queries)
+        dump_codes(args.dump_codes, pairs, images, queries, database)
     with written_aside(target.with_suffix(".npz")) as file:  # for paired tests between runs
         np.savez_compressed(file, **{name: report.pop("ap") for name, report in reports.items()})
     for report in reports.values():
@@ -180,7 +186,7 @@ def main() -> None:
     trained = json.loads((args.run / "environment.json").read_text())
     result = {
         "run": str(args.run), "dataset": run_args.dataset, "queries": args.queries, "n_queries": len(queries),
-        "n_database": len(images.database), "method": method_name(run_args), "seed": run_args.seed,
+        "n_database": len(database), "method": method_name(run_args), "seed": run_args.seed,
         "teacher_seed": teacher_args["seed"], "teacher_hashing": teacher_args["hashing"],
          "bits": next(iter(pairs.values()))[0].shape[1],
         "teacher_backbone": hashers[-1].name, "student_backbone": hashers[0].name,
@@ -194,12 +200,12 @@ def main() -> None:
     write_json(target, result)
     write_csv(target.with_suffix(".csv"), [
         {"setting": name, "k": r["k"], **r["map"], "map_all": r["map_all"], "precision_radius_2": r["precision_radius_2"],
-         **{f"precision@{n}": v for n, v in r["precision_at"].items()}} for name, r in reports.items()
+         "ndcg": r["ndcg"], **{f"precision@{n}": v for n, v in r["precision_at"].items()}} for name, r in reports.items()
     ])  # fmt: skip
     print(table(reports))
     if not result["pretrained"]:
         print("note: random backbone weights; these numbers test the code and are no result")
-    short = {name: {key: r[key] for key in ("k", "map", "map_all", "precision_at", "precision_radius_2")}
+    short = {name: {key: r[key] for key in ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")}
              for name, r in reports.items()}
     print(json.dumps({**result, **short}))
 

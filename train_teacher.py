@@ -61,8 +61,9 @@ def head_facts(backbone, images: HashingData) -> dict:
 
 
 def validation_map(head: HashHead, images: HashingData, features: Extractor) -> float:
-    queries, database = (head.encode(features.evaluation(rows)) for rows in (images.val, images.database))
-    return mean_average_precision(queries, database, images.labels[images.val], images.labels[images.database], images.k)
+    queries, database = (head.encode(features.evaluation(rows)) for rows in (images.val, images.val_database))
+    return mean_average_precision(queries, database, images.labels[images.val], images.labels[images.val_database],
+                                  images.k)
 
 
 def fit_itq(args, run: Run, images: HashingData, features: Extractor, backbone) -> None:

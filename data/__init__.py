@@ -2,14 +2,27 @@
 
 from pathlib import Path
 
-from data import cifar10, digits, folder
+from data import cifar10, digits, folder, from_lists
+from data.coco import COCO
+from data.from_lists import Protocol
+from data.imagenet100 import IMAGENET100
+from data.mirflickr import MIRFLICKR
+from data.nuswide import NUSWIDE
 from data.splits import HashingData
 from utils.errors import UserError
+
+PROTOCOLS = {p.name: p for p in (COCO, IMAGENET100, NUSWIDE, MIRFLICKR, Protocol("lists"))}
+
+
+def _from_lists(protocol: Protocol):
+    return lambda args, root: from_lists.load(protocol, root, args.lists_dir, args.drop_leaks, args.split_seed)
+
 
 DATASETS = {
     "cifar10": lambda args, root: cifar10.load(root),
     "digits": lambda args, root: digits.load(limit=args.limit),
     "folder": lambda args, root: folder.load(root, skip_broken=args.skip_broken, seed=args.split_seed),
+    **{name: _from_lists(protocol) for name, protocol in PROTOCOLS.items()},
 }
 
 
@@ -17,8 +30,10 @@ def add_arguments(parser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="digits", help=f"one of: {', '.join(DATASETS)}")
     group.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
+    group.add_argument("--lists-dir", type=Path, help="lists: where train, database and test are (default: --data-dir)")
+    group.add_argument("--drop-leaks", action="store_true", help="lists: drop queries from the database instead of refusing")
     group.add_argument("--skip-broken", action="store_true", help="folder: leave out images that do not decode")
-    group.add_argument("--split-seed", type=int, default=0, help="folder: seed of its split")
+    group.add_argument("--split-seed", type=int, default=0, help="folder, lists: seed of the split")
     group.add_argument("--limit", type=int, help="digits: keep only the first N images of each part (for tests)")
 
 

@@ -18,6 +18,7 @@ class HashingData:
         labels: uint8 [n, L] of 0/1; one 1 a row for single-label sets. Never used in training, only to judge.
         k: the field's cut-off for mAP@k on this set.
         crop: False resizes to size x size for evaluation; True resizes the short side, then crops the centre.
+        val_database: what validation queries search; the database, unless they were taken out of it.
         flip: whether a mirrored image means the same (photographs yes, digits no).
     """
 
@@ -32,9 +33,12 @@ class HashingData:
     k: int
     crop: bool = True
     flip: bool = True
+    val_database: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        if self.val_database is None:
+            object.__setattr__(self, "val_database", self.database)
         for part in ("train", "database", "val", "test"):
             if len(getattr(self, part)) == 0:
                 raise UserError(f"data set {self.name}: its {part} part is empty; add images or change the split")
@@ -44,7 +48,7 @@ class HashingData:
         """Hash of images, labels and split: two runs may share features and teachers only if it is the same."""
         digest = hashlib.sha256(self.images.fingerprint.encode())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
-        for part in (self.train, self.database, self.val, self.test):
+        for part in (self.train, self.database, self.val, self.test, self.val_database):
             digest.update(np.asarray(part, dtype=np.int64).tobytes() + b"|")
         return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.codes import hamming_topk, pack, unpack
-from utils.metrics import DENOMINATORS, TIES, mean_average_precision, retrieval_report
+from utils.metrics import DENOMINATORS, TIES, mean_average_precision, ndcg, per_label_precision, retrieval_report
 
 cases = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.integers(0, 10**6))
 
@@ -105,6 +105,23 @@ def test_report_holds_what_the_single_functions_give(bits):
     inside = [relevant[q][near[q]].mean() if near[q].any() else 0.0 for q in range(9)]
     assert report["precision_radius_2"] == pytest.approx(np.mean(inside))
     assert report["precision_recall"]["recall"][-1] == pytest.approx(1.0 if relevant.any(axis=1).all() else relevant.any(axis=1).mean())
+
+
+@settings(deadline=None, max_examples=30)
+@given(cases)
+def test_ndcg_and_per_label_precision_are_their_loops(case):
+    n, bits, k, seed = case
+    query, database, q_labels, d_labels = draw(n, bits, seed, labels=4)
+    k = min(k, n)
+    _, order = hamming_topk(query, database, k)
+    for q, value in enumerate(ndcg(order, q_labels, d_labels)):
+        gains = [2 ** int((q_labels[q] & row).sum()) - 1 for row in d_labels]
+        dcg = sum(gains[i] / np.log2(rank + 1) for rank, i in enumerate(order[q], 1))
+        ideal = sum(g / np.log2(rank + 1) for rank, g in enumerate(sorted(gains, reverse=True)[:k], 1))
+        assert value == pytest.approx(dcg / ideal if ideal else 0.0)
+    for label, value in enumerate(per_label_precision(order, q_labels, d_labels)):
+        shares = [np.mean([d_labels[i][label] for i in order[q]]) for q in range(2) if q_labels[q][label]]
+        assert value is None if not shares else value == pytest.approx(np.mean(shares))
 
 
 @settings(deadline=None, max_examples=30)

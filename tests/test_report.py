@@ -18,7 +18,7 @@ from utils.report import latex, markdown, order, paired_bootstrap, read_rows, si
 
 
 def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None):
-    report = {"k": 10, "map": {"stable/retrieved": value, "expected/min": 0.1}, "map_all": 0.2, "precision_at": {"10": 0.3},
+    report = {"k": 10, "map": {"stable/retrieved": value, "expected/min": 0.1}, "map_all": 0.2, "ndcg": 0.4, "precision_at": {"10": 0.3},
               "precision_radius_2": 0.0}
     folder = tmp_path / f"{method}_{bits}_{seed}".replace(" ", "_")
     folder.mkdir()

@@ -77,6 +77,49 @@ def relevant_among(indices: np.ndarray, query_labels, database_labels) -> np.nda
     return found
 
 
+def shared_labels(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
+    """How many labels each retrieved item shares with its query: int [q, k] for indices [q, k]."""
+    query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)
+    count = np.zeros(indices.shape, dtype=np.int16)
+    for byte in range(query.shape[1]):
+        count += np.bitwise_count(database[indices, byte] & query[:, byte, None])
+    return count
+
+
+def ndcg(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
+    """NDCG@k of ranked lists [q, k] with graded relevance (Jarvelin & Kekalainen, TOIS 2002), float [q].
+
+    An item that shares g labels gains 2^g - 1, discounted by log2(rank + 1); divided by what the best order of the whole
+    database gains, 0 where that is 0.
+    """
+    k = indices.shape[1]
+    discount = 1 / np.log2(np.arange(2, k + 2))  # [k]
+    gained = (np.exp2(shared_labels(indices, query_labels, database_labels)) - 1) @ discount
+    query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    most = int(query.sum(axis=1).max(initial=0))
+    # Items by the number of shared labels, most first, fill the ideal ranking's ranks.
+    items = database.astype(np.float32).T
+    totals = np.concatenate([[0.0], np.cumsum(discount)])  # discounts of the first r ranks
+    best = []
+    for rows in np.array_split(query.astype(np.float32), max(1, len(query) * len(database) // BLOCK)):
+        shared = (rows @ items).astype(np.int64)  # [rows, n]
+        shared += np.arange(len(rows))[:, None] * (most + 1)
+        counts = np.bincount(shared.ravel(), minlength=len(rows) * (most + 1)).reshape(len(rows), most + 1)[:, :0:-1]
+        filled = np.minimum(np.cumsum(counts, axis=1), k)  # [rows, most]
+        span = totals[filled] - totals[np.concatenate([np.zeros((len(rows), 1), dtype=int), filled[:, :-1]], axis=1)]
+        best.append(span @ (np.exp2(np.arange(most, 0, -1)) - 1))
+    ideal = np.concatenate(best)
+    return np.divide(gained, ideal, out=np.zeros(len(ideal)), where=ideal > 0)
+
+
+def per_label_precision(indices: np.ndarray, query_labels, database_labels) -> list[float | None]:
+    """For each label: of the k retrieved by queries that have it, the share that has it too; None without such queries."""
+    query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    asked = [np.flatnonzero(query[:, label]) for label in range(query.shape[1])]
+    return [float(database[indices[rows], label].mean()) if len(rows) else None for label, rows in enumerate(asked)]
+
+
 def stable_ap(relevant: np.ndarray, n_relevant: np.ndarray) -> dict[str, np.ndarray]:
     """AP@k of ranked lists, in all three denominators.
 
@@ -192,7 +235,8 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
         ``map``: {"stable/retrieved": value, ...} for both tie rules and all denominators at ``k``; ``map_all``: the
         same, expected over ties, over the whole database; ``precision_at``: {rank: value}; ``precision_recall``:
         precision and recall within each Hamming radius, mean over queries; ``precision_radius_2``: precision of what
-        lies within radius 2 (0 for a query with nothing there); ``curve``: precision@1..k as an array; ``ap``: AP@k of each query (stable, retrieved);
+        lies within radius 2 (0 for a query with nothing there); ``ndcg``: NDCG@k by shared
+        labels; ``per_label_precision``: see there; ``curve``: precision@1..k as an array; ``ap``: AP@k of each query (stable, retrieved);
         ``indices``: the first ten retrieved.
     """
     k = min(k, len(database_codes))
@@ -214,6 +258,8 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
         "precision_at": {str(r): float(curve[r - 1]) for r in ranks},
         "precision_radius_2": float(precision[:, min(2, precision.shape[1] - 1)].mean()),
         "precision_recall": {"precision": precision.mean(axis=0).tolist(), "recall": recall.mean(axis=0).tolist()},
+        "ndcg": float(ndcg(indices, query_labels, database_labels).mean()),
+        "per_label_precision": per_label_precision(indices, query_labels, database_labels),
         "curve": curve,
         "ap": stable["retrieved"],
         "indices": indices[:, :10],

@@ -54,7 +54,7 @@ def _row(result: dict, setting: str, file: Path) -> dict:
         "bits": result["bits"], "setting": "sshp" if alone else setting,
         "seed": result["teacher_seed"] if alone else result["seed"], "queries": result["queries"], "k": report["k"],
         "map": report["map"]["stable/retrieved"], **{f"map {key}": value for key, value in report["map"].items()},
-        "map_all": report["map_all"], "precision_radius_2": report["precision_radius_2"],
+        "map_all": report["map_all"], "ndcg": report["ndcg"], "precision_radius_2": report["precision_radius_2"],
         **{f"p@{rank}": value for rank, value in report["precision_at"].items()}, "engine": result["engine"],
         "precision": result["precision"], "pretrained": result["pretrained"], "commit": result["commit"],
         "command": result["command"], "run": result["run"], "file": str(file),

@@ -1,0 +1,34 @@
+"""MS-COCO, 80 labels: HashNet's lists, or DeepHash-pytorch's with the database derived from HashNet's.
+
+HashNet's own database list holds all of its 5,000 test images (drop them: --drop-leaks). DeepHash-pytorch publishes train
+and test; its database is HashNet's train and database less that test, 117,218 images: ``derive`` makes it.
+"""
+
+import numpy as np
+
+from data.from_lists import Protocol
+from data.lists import ImageList
+from utils.errors import UserError
+
+COCO = Protocol("coco", n_labels=80, k=5000, prefix="./data/coco/",
+                source="HashNet (thuml) or DeepHash-pytorch (swuxyj) on GitHub publish them")  # fmt: skip
+DERIVED = 117_218
+
+
+def derive(hashnet_train: ImageList, hashnet_database: ImageList, test: ImageList) -> ImageList:
+    """DeepHash-pytorch's database, in HashNet's order: train, then database, each image once, less the test images.
+
+    Raises:
+        UserError: the result has not the known number of images, so a list is not the published one.
+    """
+    asked, seen, names, rows = set(test.names), set(), [], []
+    for one in (hashnet_train, hashnet_database):
+        for name, row in zip(one.names, one.labels, strict=True):
+            if name not in asked and name not in seen:
+                seen.add(name)
+                names.append(name)
+                rows.append(row)
+    if len(names) != DERIVED:
+        raise UserError(f"the derived COCO database has {len(names)} images, not {DERIVED}: one of {hashnet_train.file}, "
+                        f"{hashnet_database.file}, {test.file} is not the published list")
+    return ImageList(hashnet_database.file, names, np.stack(rows), hashnet_train.classes)
