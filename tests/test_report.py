@@ -80,7 +80,7 @@ def test_significance_pairs_seeds(tmp_path):
     base = draw.rand(50)
     files = [result(tmp_path, "brcd", s, ap=base + 0.1) for s in (0, 1)] + [result(tmp_path, "none", 1, ap=base)]
     found = significance(read_rows(files))
-    assert (found["less brcd"].round(6) == -0.1).all() and (found["seeds"] == 1).all() and (found["p"] == 0).all()
+    assert (found["less brcd"].round(6) == -0.1).all() and (found["seeds"] == 1).all() and (found["p"] < 0.001).all()
 
 
 def test_cells_have_names_of_their_own(tmp_path):

@@ -117,7 +117,7 @@ def paired_bootstrap(difference: np.ndarray, seed: int = 0) -> tuple[float, floa
     for part in np.array_split(np.arange(RESAMPLES), max(1, RESAMPLES * n_queries // 10**7)):
         by_query = draw.multinomial(n_queries, np.full(n_queries, 1 / n_queries), len(part)) / n_queries
         means[part] = ((by_query @ difference.T) * by_seed[part]).sum(axis=1)
-    p = min(1.0, 2 * min((means <= 0).mean(), (means >= 0).mean()))
+    p = min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (RESAMPLES + 1))  # never 0: it is an estimate
     low, high = np.quantile(means, [0.025, 0.975])
     return float(difference.mean()), float(low), float(high), float(p)
 
