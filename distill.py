@@ -19,15 +19,22 @@ from data.extract import add_arguments as add_feature_arguments
 from data.views import BankedViews, FreshViews, eval_batches
 from losses.hashing import HASHING
 from losses.methods import METHODS, Batch, Knowledge, Setting
-from models.backbones import BACKBONES, FrozenBackbone, build_backbone, recalibrate_batch_norm
-from models.hash_model import HashHead, load_teacher, read_checkpoint, rebuild_backbone, save_head, student_head
-from utils.clusters import bit_masks, cluster_codes, purity
+from models.backbones import (
+    BACKBONES,
+    FrozenBackbone,
+    batch_norm_statistics,
+    build_backbone,
+    recalibrate_batch_norm,
+    set_batch_norm_statistics,
+)
+from models.hash_model import HashHead, load_head, load_teacher, read_checkpoint, rebuild_backbone, save_head, student_head
+from utils.clusters import bit_masks, cluster_codes, purity, write_training_codes
 from utils.errors import UserError, guarded
 from utils.features import pick_device
 from utils.metrics import mean_average_precision
 from utils.options import check_ranges
-from utils.runs import Run, read_args, written_aside
-from utils.seeds import generator, seeded
+from utils.runs import Run, file_lock, read_args, save_atomically, written_aside
+from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, fit
 
 INHERITED = ("dataset", "data_dir", "skip_broken", "split_seed", "lists_dir", "drop_leaks", "limit", "views", "view_seed", "size", "device", "engine",
@@ -100,10 +107,17 @@ def check_teacher(args, facts: dict, images) -> None:
 
 
 def build_student(args, images, device: torch.device) -> FrozenBackbone:
+    """The student's backbone; recalibrated statistics are kept in the cache, so that every run has the same bits."""
     backbone = build_backbone(args.student, args.student_weights, args.student_features)
     if args.bn == "recalibrate":
         size = args.student_size or args.size
-        recalibrate_batch_norm(backbone, eval_batches(images, images.train, size, BATCH), device)
+        name = seed_of(backbone.sha256, images.fingerprint, size)
+        with file_lock(args.cache_dir / f"batch_norm_{name:x}.lock"):
+            kept = args.cache_dir / f"batch_norm_{name:x}.pt"
+            if not kept.exists():
+                recalibrate_batch_norm(backbone, eval_batches(images, images.train, size, BATCH), device)
+                save_atomically(kept, batch_norm_statistics(backbone))
+            set_batch_norm_statistics(backbone, torch.load(kept, weights_only=True))
     return backbone
 
 
@@ -195,11 +209,14 @@ def main() -> None:
                 for name, codes in (("sshp", head.encode(database)), ("ashp", teacher_database))}
 
     def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
-        save_head(path, head, role="student", backbone=student_backbone.describe(), data=images.fingerprint,
-                  epoch=epoch, metrics=metrics)
+        save_head(path, head, role="student", backbone=student_backbone.describe(), data=images.fingerprint, epoch=epoch,
+                  metrics=metrics, batch_norm=statistics)
 
+    statistics = batch_norm_statistics(student_backbone) if args.bn == "recalibrate" else None
     optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr, fused=True)
     summary = fit(run, modules, optimizer, steps, validate, save_best, schedule, read_checkpoint)
+    best, _ = load_head(run.path("best_sshp.pt"))
+    write_training_codes(run.folder, best.encode(student.evaluation(images.train)))
     run.finish(summary)
     for name, found in summary["best"].items():
         print(f"validation {name.upper()} mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}")

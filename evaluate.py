@@ -14,11 +14,9 @@ import numpy as np
 import torch
 
 import data
-from data.extract import BATCH, extractor
+from data.extract import extractor
 from data.splits import HashingData
 from data.transforms import eval_transform
-from data.views import eval_batches
-from models.backbones import build_backbone, recalibrate_batch_norm
 from models.hash_model import HashHead, load_head, load_teacher, rebuild_backbone
 from utils.codes import pack
 from utils.errors import UserError, guarded
@@ -76,14 +74,6 @@ class Hasher:
         return head.to(self.device).encode(self.features.evaluation(rows))
 
 
-def student_backbone(run_args, facts: dict, images: HashingData, device: torch.device):
-    if run_args.bn == "frozen":
-        return rebuild_backbone(facts, run_args.student_weights)
-    backbone = build_backbone(run_args.student, run_args.student_weights, run_args.student_features)
-    recalibrate_batch_norm(backbone, eval_batches(images, images.train, run_args.student_size or run_args.size, BATCH), device)
-    return backbone
-
-
 def settings(args, run_args, images: HashingData, device: torch.device) -> tuple[dict[str, tuple], list[Hasher]]:
     """(query codes, database codes) of each search setting, and the networks that made them."""
     queries, database = getattr(images, args.queries), searched(args, images)
@@ -100,8 +90,8 @@ def settings(args, run_args, images: HashingData, device: torch.device) -> tuple
         return {"teacher": teacher_pair}, [teacher]
     sshp_head, facts = load_head(args.run / "best_sshp.pt")
     ashp_head, _ = load_head(args.run / "best_ashp.pt")
-    student = Hasher(run_args, images, student_backbone(run_args, facts, images, device), device,
-                     run_args.student_size or run_args.size)
+    student_backbone = rebuild_backbone(facts, run_args.student_weights)
+    student = Hasher(run_args, images, student_backbone, device, run_args.student_size or run_args.size)
     return {
         "sshp": (student.codes(sshp_head, queries), student.codes(sshp_head, database)),
         "ashp": (student.codes(ashp_head, queries), teacher_database),

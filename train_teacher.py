@@ -18,12 +18,12 @@ from losses.hashing import HASHING
 from models.backbones import BACKBONES, build_backbone
 from models.hash_model import TEACHER_FILE, HashHead, load_head, read_checkpoint, save_head
 from models.itq import itq_head
-from utils.codes import pack
+from utils.clusters import write_training_codes
 from utils.errors import UserError, guarded
 from utils.features import pick_device
 from utils.metrics import mean_average_precision
 from utils.options import check_ranges
-from utils.runs import Run, written_aside
+from utils.runs import Run
 from utils.training import Schedule, fit
 
 ITQ = "itq"
@@ -78,8 +78,7 @@ def fit_itq(args, run: Run, images: HashingData, features: Extractor, backbone) 
 def finish(run: Run, images: HashingData, features: Extractor, summary: dict) -> None:
     """Keep the best head's training codes, for the choice of clusters; then the run is whole."""
     best, _ = load_head(run.path(TEACHER_FILE))
-    with written_aside(run.path("train_codes.npy")) as file:
-        np.save(file, pack(best.encode(features.evaluation(images.train))))
+    write_training_codes(run.folder, best.encode(features.evaluation(images.train)))
     run.finish(summary)
     found = summary["best"]["map"]
     print(f"validation mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}; {run.folder}")

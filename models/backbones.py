@@ -190,13 +190,29 @@ def build_backbone(name: str, weights: str = "pretrained", features: str = "auto
                           pretrained=weights != "random")
 
 
+def _batch_norms(backbone: nn.Module) -> dict[str, nn.Module]:
+    return {n: m for n, m in backbone.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+def batch_norm_statistics(backbone: FrozenBackbone) -> dict[str, torch.Tensor]:
+    """Running means and variances of every BatchNorm layer, by buffer name."""
+    return {f"{name}.{kind}": getattr(m, kind).detach().cpu().clone() for name, m in _batch_norms(backbone).items()
+            for kind in ("running_mean", "running_var")}
+
+
+def set_batch_norm_statistics(backbone: FrozenBackbone, statistics: dict[str, torch.Tensor]) -> None:
+    """Put back what ``batch_norm_statistics`` gave; the backbone's hash changes with it."""
+    backbone.load_state_dict(statistics, strict=False)
+    backbone.sha256 = hash_state(backbone)
+
+
 @torch.no_grad()
 def recalibrate_batch_norm(backbone: FrozenBackbone, batches, device: torch.device) -> None:
     """Re-estimate every BatchNorm's statistics as the plain mean over ``batches`` of uint8 images; once, in place.
 
     Only BatchNorm sees train mode: dropout and stochastic depth stay off. The backbone's hash changes with it.
     """
-    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = list(_batch_norms(backbone).values())
     if not norms:
         raise UserError(f"{backbone.name} has no BatchNorm layer to recalibrate; use --bn frozen")
     momenta = [m.momentum for m in norms]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from losses.binarize import binarize  # noqa: F401  (users import it from here)
-from models.backbones import FrozenBackbone, build_backbone
+from models.backbones import FrozenBackbone, build_backbone, set_batch_norm_statistics
 from utils.errors import UserError
 from utils.runs import read_args, save_atomically
 from utils.seeds import seeded
@@ -119,6 +119,8 @@ def rebuild_backbone(facts: dict, weights: str) -> FrozenBackbone:
     """
     known = facts["backbone"]
     backbone = build_backbone(known["name"], weights, known["features"])
+    if facts.get("batch_norm"):
+        set_batch_norm_statistics(backbone, facts["batch_norm"])
     if backbone.sha256 != known["sha256"]:
         raise UserError(f"the weights of {known['name']} ({weights}) are not those that its head was trained on "
                         f"(hash {backbone.sha256[:12]}, then {known['sha256'][:12]}); pass the right file")

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from utils.clusters import bit_masks, cluster_codes, cluster_means, elbow_and_silhouette, purity
+from utils.clusters import (
+    bit_masks, cluster_codes, cluster_means, elbow_and_silhouette, purity, read_training_codes, write_training_codes,
+)  # fmt: skip
 from utils.errors import UserError
+from utils.redundancy import redundancy
 
 #          undecided: bit 2 of the first group, bit 0 of the second
 GROUPS = np.array([[1, 1, 1, -1], [1, 1, -1, -1], [1, 1, 1, -1], [1, 1, -1, -1],
@@ -46,6 +49,18 @@ def test_means_are_their_loop():
     labels = np.random.RandomState(2).randint(0, 3, 30)
     for c in range(3):
         np.testing.assert_allclose(cluster_means(codes, labels, 3)[c], codes[labels == c].mean(axis=0))
+
+
+def test_training_codes_are_kept(tmp_path):
+    write_training_codes(tmp_path, GROUPS)
+    assert (read_training_codes(tmp_path) == GROUPS).all()
+    with pytest.raises(UserError, match="finished run"):
+        read_training_codes(tmp_path / "none")
+
+
+def test_redundancy_is_the_share_of_undecided_bits():
+    found = redundancy(GROUPS, np.repeat([0, 1], 4), 2, margin=0.5)
+    assert found["below_margin"] == 2 / 8 and found["mean"] == 6 / 8
 
 
 def test_purity():

@@ -85,6 +85,8 @@ def test_from_images_to_map(command, shared, teacher):
     head, facts = load_head(run / "best_sshp.pt")
     assert facts["role"] == "student" and head.config["kind"] == "mlp"
 
+    done = command("-m", "utils.redundancy", "--run", run)
+    assert done.returncode == 0 and "below the margin" in done.stdout and (run / "redundancy.png").stat().st_size > 100
     done = command("-m", "utils.report", shared / "out.json", "--out", shared / "report")
     assert done.returncode == 0 and "| brcd clusters=5 " in done.stdout, done.stdout + done.stderr
     assert (shared / "report" / "table.tex").read_text().startswith(r"\begin{tabular}")
@@ -225,6 +227,7 @@ MISTAKES = {
     "empty folder": (TRAIN + "--dataset folder --data-dir {tmp}", "no images in it"),
     "no run": ("evaluate.py --run {tmp}", "no run folder"),
     "k": ("evaluate.py --run {teacher} --k 0", "--k 0"),
+    "no clusters": ("utils.redundancy --run {teacher}", "no clusters.npz"),
     "no result": ("utils.report {tmp}/file --out {tmp}/o", "not a result of evaluate.py"),
 }
 

@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from data.transforms import eval_transform
-from models.backbones import BACKBONES, IMAGENET, FrozenBackbone, build_backbone, hash_state, recalibrate_batch_norm
+from models.backbones import (
+    BACKBONES,
+    IMAGENET,
+    FrozenBackbone,
+    batch_norm_statistics,
+    build_backbone,
+    hash_state,
+    recalibrate_batch_norm,
+    set_batch_norm_statistics,
+)
 from models.hash_model import HashHead, student_head
 from utils.errors import UserError
 from utils.features import FeatureCache, OpenVINOEngine, TorchEngine, choose_engine, entries, parse_size, pick_device, prefetch, prune
@@ -253,6 +262,10 @@ def test_recalibration_is_the_plain_mean_over_the_batches_and_changes_the_hash()
     torch.testing.assert_close(network[1].running_mean, seen.mean(dim=0), rtol=1e-4, atol=1e-5)
     assert backbone.sha256 != before and backbone.sha256 == hash_state(backbone)
     assert not any(m.training for m in backbone.modules())
+    kept, recalibrated = batch_norm_statistics(backbone), backbone.sha256
+    network[1].reset_running_stats()
+    set_batch_norm_statistics(backbone, kept)
+    assert backbone.sha256 == recalibrated
     with pytest.raises(UserError, match="no BatchNorm"):
         recalibrate_batch_norm(build_backbone("vgg16", "random"), [], CPU)
 

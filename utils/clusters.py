@@ -9,11 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+from tqdm import tqdm
 
-from utils.codes import to_array, unpack
+from utils.codes import pack, to_array, unpack
 from utils.errors import UserError, guarded
+from utils.figures import draw_cluster_numbers
+from utils.runs import write_csv, written_aside
 
 N_STARTS = 30
+TRAINING_CODES = "train_codes.npz"  # in a run folder
 RULES = ("decided", "undecided")
 
 
@@ -80,8 +85,6 @@ def purity(labels: np.ndarray, classes: np.ndarray) -> float:
 
 def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -> list[dict]:
     """For each number of clusters: k-means inertia and mean silhouette over the codes (Euclidean)."""
-    from sklearn.metrics import silhouette_score
-
     rows = []
     for k in numbers:
         labels, centroids = cluster_codes(codes, k, seed)
@@ -90,23 +93,22 @@ def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -
     return rows
 
 
-def read_training_codes(teacher: Path) -> np.ndarray:
-    """The codes that a teacher's run wrote of its training images, int8 [n, b]."""
-    from utils.runs import read_args
+def write_training_codes(run: Path, codes) -> None:
+    """Keep a network's codes of the training images, [n, b], with its run."""
+    with written_aside(run / TRAINING_CODES) as file:
+        np.savez(file, codes=pack(codes), bits=codes.shape[1])
 
-    bits = read_args(teacher)["bits"]
+
+def read_training_codes(run: Path) -> np.ndarray:
+    """The codes that a finished run wrote of its training images, int8 [n, b]."""
     try:
-        return unpack(np.load(teacher / "train_codes.npy", allow_pickle=False), bits)
+        with np.load(run / TRAINING_CODES, allow_pickle=False) as kept:
+            return unpack(kept["codes"], int(kept["bits"]))
     except FileNotFoundError:
-        raise UserError(f"{teacher}: no train_codes.npy; is it a finished run of train_teacher.py?") from None
+        raise UserError(f"{run}: no {TRAINING_CODES}; is it a finished run?") from None
 
 
 def main() -> None:
-    from tqdm import tqdm
-
-    from utils.figures import draw_cluster_numbers
-    from utils.runs import write_csv
-
     parser = argparse.ArgumentParser(description="Choose the number of clusters by a teacher's training codes.")
     parser.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
     parser.add_argument("--numbers", type=int, nargs="+", default=[2, 5, 10, 15, 20, 30, 50], help="cluster numbers to try")

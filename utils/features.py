@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from utils.errors import UserError, guarded
-from utils.runs import write_json, written_aside
+from utils.runs import file_lock, write_json, written_aside
 
 CHECKPOINT_SECONDS = 10  # work that a kill may cost an extraction
 DTYPE = np.float16
@@ -177,8 +177,7 @@ class FeatureCache:
         entry.mkdir(parents=True, exist_ok=True)
         data = entry / "features.bin"
         if self._complete(entry, dim) < rows:
-            with open(entry / "lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one extracts, the others wait
+            with file_lock(entry / "lock"):  # of several processes one extracts, the others wait
                 start = self._complete(entry, dim)
                 if start < rows:
                     write_json(entry / "facts.json", facts)

@@ -122,3 +122,19 @@ def draw_sensitivity(sweeps: dict, path: Path) -> None:
         axes[0, 0].set_ylabel("mAP@k")
         axes[0, 0].legend(frameon=False)
     _save(figure, path)
+
+
+def draw_redundancy(means: dict[str, np.ndarray], margin: float, path: Path) -> None:
+    """|bit mean| per cluster as heat maps, [K, b] each, and their distributions."""
+    with plt.rc_context({**PLAIN, "axes.grid": False}):
+        figure, axes = plt.subplots(1, len(means) + 1, figsize=(4 * len(means) + 3.2, 2.8), layout="constrained")
+        for ax, (name, values) in zip(axes, means.items(), strict=False):
+            order = np.argsort(-values.mean(axis=0))
+            image = ax.imshow(values[:, order], vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
+            ax.set(title=f"{name}: |bit mean|", xlabel="bits, most decided first", ylabel="cluster")
+            axes[-1].hist(values.ravel(), bins=np.linspace(0, 1, 21), histtype="step", label=name, lw=1.5)
+        figure.colorbar(image, ax=list(axes[:-1]), shrink=0.9)
+        axes[-1].axvline(margin, color="0.4", ls="--", lw=1, label="margin")
+        axes[-1].set(xlabel="|bit mean|", ylabel="(cluster, bit) pairs")
+        axes[-1].legend(frameon=False)
+    _save(figure, path)
