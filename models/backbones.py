@@ -195,9 +195,9 @@ def _batch_norms(backbone: nn.Module) -> dict[str, nn.Module]:
 
 
 def batch_norm_statistics(backbone: FrozenBackbone) -> dict[str, torch.Tensor]:
-    """Running means and variances of every BatchNorm layer, by buffer name."""
+    """Every buffer of every BatchNorm layer, by name."""
     return {f"{name}.{kind}": getattr(m, kind).detach().cpu().clone() for name, m in _batch_norms(backbone).items()
-            for kind in ("running_mean", "running_var")}
+            for kind in ("running_mean", "running_var", "num_batches_tracked")}
 
 
 def set_batch_norm_statistics(backbone: FrozenBackbone, statistics: dict[str, torch.Tensor]) -> None:
