@@ -53,7 +53,7 @@ def run_arguments(args) -> argparse.Namespace:
     """The run's own arguments, with what this command line overrides."""
     kept = argparse.Namespace(**read_args(args.run))
     for name in ("data_dir", "cache_dir", "lists_dir"):
-        value = getattr(args, name, None) or getattr(kept, name)
+        value = getattr(args, name, None) or getattr(kept, name, None)
         setattr(kept, name, Path(value) if value else None)
     kept.device = args.device or kept.device
     return kept

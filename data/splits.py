@@ -48,7 +48,8 @@ class HashingData:
         """Hash of images, labels and split: two runs may share features and teachers only if it is the same."""
         digest = hashlib.sha256(self.images.fingerprint.encode())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
-        for part in (self.train, self.database, self.val, self.test, self.val_database):
+        apart = [] if np.array_equal(self.val_database, self.database) else [self.val_database]
+        for part in (self.train, self.database, self.val, self.test, *apart):
             digest.update(np.asarray(part, dtype=np.int64).tobytes() + b"|")
         return digest.hexdigest()
 
