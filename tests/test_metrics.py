@@ -104,6 +104,10 @@ def test_report_holds_what_the_single_functions_give(bits):
     near = distance <= 2
     inside = [relevant[q][near[q]].mean() if near[q].any() else 0.0 for q in range(9)]
     assert report["precision_radius_2"] == pytest.approx(np.mean(inside))
+    curve, radius = report["precision_recall"], min(2, bits)
+    answered = [value for q, value in enumerate(inside) if near[q].any()]
+    assert curve["answered"][radius] == pytest.approx(len(answered) / 9)
+    assert curve["precision"][radius] == pytest.approx(np.mean(answered) if answered else 0.0)
     assert report["precision_recall"]["recall"][-1] == pytest.approx(1.0 if relevant.any(axis=1).all() else relevant.any(axis=1).mean())
 
 

@@ -10,6 +10,7 @@ import numpy as np  # noqa: E402
 
 from utils.runs import written_aside  # noqa: E402
 
+LEGEND = {"sshp": "SSHP", "ashp": "ASHP", "teacher": "teacher"}
 RIGHT, WRONG = "#2a9d43", "#d1342f"
 PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 9}
 
@@ -33,16 +34,17 @@ def draw_cluster_numbers(rows: list[dict], path: Path) -> None:
 
 
 def draw_curves(reports: dict[str, dict], path: Path, title: str = "") -> None:
-    """Precision@k and precision-recall of several search settings; ``reports`` by legend name."""
+    """Precision@k and precision-recall of several search settings; ``reports`` by setting."""
     with plt.rc_context(PLAIN):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
         for name, report in reports.items():
-            left.plot(np.arange(1, len(report["curve"]) + 1), report["curve"], label=name)
+            left.plot(np.arange(1, len(report["curve"]) + 1), report["curve"], label=LEGEND[name])
             curve = report["precision_recall"]
-            filled = np.array(curve["recall"]) > 0
-            right.plot(np.array(curve["recall"])[filled], np.array(curve["precision"])[filled], ".-", ms=3, label=name)
+            filled = np.array(curve["answered"]) >= 0.5  # a precision of few queries says little
+            right.plot(np.array(curve["recall"])[filled], np.array(curve["precision"])[filled], ".-", ms=3,
+                       label=LEGEND[name])
         left.set(title="Precision at k", xlabel="k retrieved", ylabel="precision", ylim=(0, 1))
-        right.set(title="Precision-recall by Hamming radius", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+        right.set(title="Precision-recall, a point a Hamming radius", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
         right.legend(frameon=False)
         if title:
             figure.suptitle(title)

@@ -234,7 +234,8 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
     Returns:
         ``map``: {"stable/retrieved": value, ...} for both tie rules and all denominators at ``k``; ``map_all``: the
         same, expected over ties, over the whole database; ``precision_at``: {rank: value}; ``precision_recall``:
-        precision and recall within each Hamming radius, mean over queries; ``precision_radius_2``: precision of what
+        within each Hamming radius: precision, mean over the queries that find anything there; recall, mean over all;
+        and the share of queries ``answered``; ``precision_radius_2``: precision of what
         lies within radius 2 (0 for a query with nothing there); ``ndcg``: NDCG@k by shared
         labels; ``per_label_precision``: see there; ``curve``: precision@1..k as an array; ``ap``: AP@k of each query (stable, retrieved);
         ``indices``: the first ten retrieved.
@@ -247,6 +248,7 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
     stable, expected = stable_ap(relevant, n_relevant), expected_ap(histograms, k)
     found, hits = np.cumsum(histograms.total, axis=1), np.cumsum(histograms.relevant, axis=1)  # [q, b + 1]
     precision = np.divide(hits, found, out=np.zeros(hits.shape), where=found > 0)
+    answered = (found > 0).sum(axis=0)  # [b + 1] queries that find anything within each radius
     recall = np.divide(hits, n_relevant[:, None], out=np.zeros(hits.shape), where=n_relevant[:, None] > 0)
     curve = (np.cumsum(relevant, axis=1) / np.arange(1, k + 1)).mean(axis=0)  # [k]
     ranks = sorted({r for r in (1, 10, 100, 1000, 5000) if r <= k} | {k})
@@ -257,7 +259,11 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
         "map_all": float(expected_ap(histograms, len(database_codes))["total"].mean()),
         "precision_at": {str(r): float(curve[r - 1]) for r in ranks},
         "precision_radius_2": float(precision[:, min(2, precision.shape[1] - 1)].mean()),
-        "precision_recall": {"precision": precision.mean(axis=0).tolist(), "recall": recall.mean(axis=0).tolist()},
+        "precision_recall": {
+            "precision": (precision.sum(axis=0) / np.maximum(answered, 1)).tolist(),
+            "recall": recall.mean(axis=0).tolist(),
+            "answered": (answered / len(found)).tolist(),
+        },
         "ndcg": float(ndcg(indices, query_labels, database_labels).mean()),
         "per_label_precision": per_label_precision(indices, query_labels, database_labels),
         "curve": curve,
