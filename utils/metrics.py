@@ -1,4 +1,4 @@
-"""Retrieval metrics over binary codes: pure functions, blocks of queries, no loop over queries.
+"""Retrieval metrics over binary codes: pure functions, no Python loop over queries.
 
 AP@k = sum over ranks r <= k of precision(r) * rel(r), divided by D. The field's habit is D = relevant items among the
 k retrieved ("retrieved", 0 where there are none); information retrieval's are min(k, R) ("min") and R ("total"), with
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numba import njit, prange
+from numba.extending import intrinsic
+from scipy.special import gammaln
 
 from utils.codes import hamming_topk, pack, to_array
 
 DENOMINATORS = ("retrieved", "min", "total")
 TIES = ("stable", "expected")
-BLOCK = 1 << 24  # (query, database) pairs looked at together: bounds the memory
 
 
 def multi_hot(labels: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -42,29 +44,70 @@ class Histograms:
 
 
 def distance_histograms(query_codes, database_codes, query_labels, database_labels) -> Histograms:
-    """Count the database by distance and relevance; the full distance matrix never exists, blocks of it do.
+    """Count the database by distance and relevance; no distance is ever stored.
 
     Args:
         query_codes, database_codes: [q, b] and [n, b] in {-1, +1}.
         query_labels, database_labels: class numbers or 0/1 rows.
     """
-    query, database = (torch.from_numpy(np.where(to_array(c) >= 0, 1, -1).astype(np.int8))
-                       for c in (query_codes, database_codes))
-    q_labels, d_labels = map(torch.from_numpy, _same_width(multi_hot(query_labels), multi_hot(database_labels)))
-    bits = query.shape[1]
-    dtype = torch.bfloat16 if max(bits, q_labels.shape[1]) <= 256 else torch.float32  # both exact: integers this small
-    database, d_labels = database.to(dtype).T.contiguous(), d_labels.to(dtype).T.contiguous()
-    bins = 2 * (bits + 1)
-    counts = []
-    rows = max(1, BLOCK // database.shape[1])
-    for codes, labels in zip(query.to(dtype).split(rows), q_labels.to(dtype).split(rows), strict=True):
-        distance = (bits - codes @ database) / 2  # [rows, n]
-        relevant = labels @ d_labels > 0  # [rows, n] at least one label shared
-        place = distance.to(torch.int32) * 2 + relevant
-        place += torch.arange(len(codes), dtype=torch.int32)[:, None] * bins
-        counts.append(torch.bincount(place.view(-1), minlength=len(codes) * bins).view(len(codes), bits + 1, 2))
-    counts = torch.cat(counts).numpy()
+    bits = query_codes.shape[1]
+    q_labels, d_labels = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    counts = count_distances(
+        _words(pack(query_codes)), _words(pack(database_codes)),
+        _words(np.packbits(q_labels, axis=1)), _words(np.packbits(d_labels, axis=1)), bits + 1,
+    )  # fmt: skip
     return Histograms(counts.sum(axis=2), counts[..., 1])
+
+
+def _words(packed: np.ndarray) -> np.ndarray:
+    """uint8 [n, w] -> uint64 [n, ceil(w/8)], filled with zeros."""
+    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+
+
+@intrinsic
+def _popcount(typing, word):
+    """How many bits of a uint64 are 1: one machine instruction."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return word(word), generate
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def count_distances(query, database, query_labels, database_labels, bins):
+    """int64 [q, bins, 2]: database items by Hamming distance and by whether they share a label bit; words are uint64."""
+    counts = np.zeros((len(query), bins, 2), dtype=np.int64)
+    for q in prange(len(query)):
+        # Two histograms in turn: neighbours often fall into one bin, and a counter cannot be bumped twice at once.
+        even, odd = np.zeros(2 * bins, dtype=np.int32), np.zeros(2 * bins, dtype=np.int32)
+        for i in range(len(database)):
+            distance = np.uint64(0)
+            for w in range(query.shape[1]):
+                distance += _popcount(query[q, w] ^ database[i, w])
+            shared = np.uint64(0)
+            for w in range(query_labels.shape[1]):
+                shared |= query_labels[q, w] & database_labels[i, w]
+            place = 2 * np.int64(distance) + (shared != 0)
+            if i % 2:
+                odd[place] += 1
+            else:
+                even[place] += 1
+        counts[q] = (even + odd).reshape(bins, 2)
+    return counts
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def count_shared(query_labels, database_labels, bins):
+    """int64 [q, bins]: database items by how many label bits they share with each query; words are uint64."""
+    counts = np.zeros((len(query_labels), bins), dtype=np.int64)
+    for q in prange(len(query_labels)):
+        for i in range(len(database_labels)):
+            shared = np.uint64(0)
+            for w in range(query_labels.shape[1]):
+                shared += _popcount(query_labels[q, w] & database_labels[i, w])
+            counts[q, np.int64(shared)] += 1
+    return counts
 
 
 def relevant_among(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
@@ -98,18 +141,12 @@ def ndcg(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
     gained = (np.exp2(shared_labels(indices, query_labels, database_labels)) - 1) @ discount
     query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     most = int(query.sum(axis=1).max(initial=0))
-    # Items by the number of shared labels, most first, fill the ideal ranking's ranks.
-    items = database.astype(np.float32).T
+    words = (_words(np.packbits(labels, axis=1)) for labels in (query, database))
+    counts = count_shared(*words, most + 1)[:, :0:-1]  # [q, most] items by shared labels, most first, none left out
+    # In that order they fill the ideal ranking's ranks.
+    filled = np.pad(np.minimum(np.cumsum(counts, axis=1), k), ((0, 0), (1, 0)))  # [q, most + 1]
     totals = np.concatenate([[0.0], np.cumsum(discount)])  # discounts of the first r ranks
-    best = []
-    for rows in np.array_split(query.astype(np.float32), max(1, len(query) * len(database) // BLOCK)):
-        shared = (rows @ items).astype(np.int64)  # [rows, n]
-        shared += np.arange(len(rows))[:, None] * (most + 1)
-        counts = np.bincount(shared.ravel(), minlength=len(rows) * (most + 1)).reshape(len(rows), most + 1)[:, :0:-1]
-        filled = np.minimum(np.cumsum(counts, axis=1), k)  # [rows, most]
-        span = totals[filled] - totals[np.concatenate([np.zeros((len(rows), 1), dtype=int), filled[:, :-1]], axis=1)]
-        best.append(span @ (np.exp2(np.arange(most, 0, -1)) - 1))
-    ideal = np.concatenate(best)
+    ideal = np.diff(totals[filled], axis=1) @ (np.exp2(np.arange(most, 0, -1)) - 1)
     return np.divide(gained, ideal, out=np.zeros(len(ideal)), where=ideal > 0)
 
 
@@ -186,8 +223,6 @@ def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
 
 def _hypergeometric(h: np.ndarray, total: np.ndarray, good: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """P(h good among ``drawn`` of ``total`` items with ``good`` good ones); 0 where impossible."""
-    from scipy.special import gammaln
-
     def log_choose(n, m):
         return gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
 
