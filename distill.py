@@ -27,7 +27,15 @@ from models.backbones import (
     recalibrate_batch_norm,
     set_batch_norm_statistics,
 )
-from models.hash_model import HashHead, load_head, load_teacher, read_checkpoint, rebuild_backbone, save_head, student_head
+from models.hash_model import (
+    HashHead,
+    load_head,
+    load_teacher,
+    read_checkpoint,
+    rebuild_backbone,
+    save_head,
+    student_head,
+)
 from utils.clusters import bit_masks, cluster_codes, purity, write_training_codes
 from utils.errors import UserError, guarded
 from utils.features import pick_device
@@ -37,8 +45,24 @@ from utils.runs import Run, file_lock, read_args, save_atomically, written_aside
 from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, fit
 
-INHERITED = ("dataset", "data_dir", "skip_broken", "split_seed", "lists_dir", "drop_leaks", "limit", "views", "view_seed", "size", "device", "engine",
-             "precision", "cache_dir", "cache_limit", "workers")
+INHERITED = (
+    "dataset",
+    "data_dir",
+    "skip_broken",
+    "split_seed",
+    "lists_dir",
+    "drop_leaks",
+    "limit",
+    "views",
+    "view_seed",
+    "size",
+    "device",
+    "engine",
+    "precision",
+    "cache_dir",
+    "cache_limit",
+    "workers",
+)
 
 
 def parse() -> argparse.Namespace:
@@ -52,22 +76,35 @@ def parse() -> argparse.Namespace:
     group.add_argument("--student-features", default="auto", help="auto, logits or pooled")
     group.add_argument("--student-size", type=int, help="pixels that the student sees (default: --size)")
     group.add_argument("--head", default="auto", help="auto, linear or mlp")
-    group.add_argument("--bn", default="frozen", help="frozen, or recalibrate: BatchNorm statistics of the training images")
+    group.add_argument(
+        "--bn", default="frozen", help="frozen, or recalibrate: BatchNorm statistics of the training images"
+    )
     group.add_argument("--bits", type=int, help="must be the teacher's (the default)")
     group = parser.add_argument_group("method")
     group.add_argument("--method", default="brcd", help=f"one of: {', '.join(METHODS)}")
-    group.add_argument("--rotated-views", type=int, default=4, help="sskd: of the cached views, how many are also rotated")
+    group.add_argument(
+        "--rotated-views", type=int, default=4, help="sskd: of the cached views, how many are also rotated"
+    )
     group.add_argument("--kd-weight", type=float, default=1.0, help="of the distillation term")
     group.add_argument("--alpha", type=float, default=0.8, help="brcd: share of the individual space")
     group.add_argument("--margin", type=float, default=0.5, help="brcd: bits with a smaller |cluster mean| are masked")
     group.add_argument("--clusters", type=int, default=10)
     group.add_argument("--mask-rule", default="decided", help="brcd: decided, or undecided (the opposite)")
     group.add_argument("--variant", default="paper", help="brcd: paper, or released (the released code's slips)")
-    for part, what in (("mask", "bit masks"), ("cluster", "all cluster denoising: both of the next two"),
-                       ("offset", "the handling of offset augmentations"), ("false-negatives", "dropping false negatives"),
-                       ("individual", "the individual space (alpha 0)"), ("structural", "the structural semantics (alpha 1)")):
-        group.add_argument(f"--no-{part}", dest=part.replace("-", "_"), action="store_false", help=f"brcd without {what}")
-    group.add_argument("--hashing", default="cibhash", help=f"the student's own objective, one of: {', '.join(HASHING)}")
+    for part, what in (
+        ("mask", "bit masks"),
+        ("cluster", "all cluster denoising: both of the next two"),
+        ("offset", "the handling of offset augmentations"),
+        ("false-negatives", "dropping false negatives"),
+        ("individual", "the individual space (alpha 0)"),
+        ("structural", "the structural semantics (alpha 1)"),
+    ):
+        group.add_argument(
+            f"--no-{part}", dest=part.replace("-", "_"), action="store_false", help=f"brcd without {what}"
+        )
+    group.add_argument(
+        "--hashing", default="cibhash", help=f"the student's own objective, one of: {', '.join(HASHING)}"
+    )
     group.add_argument("--temperature", type=float, default=0.3, help="of CIBHash and BRCD")
     group.add_argument("--kl-weight", type=float, default=0.001)
     group = parser.add_argument_group("training")
@@ -82,8 +119,12 @@ def parse() -> argparse.Namespace:
     teacher = parser.parse_known_args()[0].teacher
     parser.set_defaults(**inherited(teacher))
     args = parser.parse_args()
-    for name, value, allowed in (("method", args.method, METHODS), ("variant", args.variant, ("paper", "released")),
-                                 ("bn", args.bn, ("frozen", "recalibrate")), ("hashing", args.hashing, HASHING)):
+    for name, value, allowed in (
+        ("method", args.method, METHODS),
+        ("variant", args.variant, ("paper", "released")),
+        ("bn", args.bn, ("frozen", "recalibrate")),
+        ("hashing", args.hashing, HASHING),
+    ):
         if value not in allowed:
             raise UserError(f"unknown --{name} '{value}'; there are: {', '.join(allowed)}")
     return args
@@ -93,17 +134,24 @@ def inherited(teacher: Path) -> dict:
     """What a student takes over from its teacher's run unless its own command line says otherwise."""
     known = read_args(teacher)
     kept = {name: known[name] for name in INHERITED if name in known}
-    return {name: Path(value) if name in ("data_dir", "cache_dir", "lists_dir") and value else value for name, value in kept.items()}
+    return {
+        name: Path(value) if name in ("data_dir", "cache_dir", "lists_dir") and value else value
+        for name, value in kept.items()
+    }
 
 
 def check_teacher(args, facts: dict, images) -> None:
     bits = facts["config"]["bits"]
     if args.bits not in (None, bits):
-        raise UserError(f"{args.teacher}: a teacher of {bits} bits, --bits is {args.bits}; train a teacher of "
-                        f"{args.bits} bits, or leave --bits out")
+        raise UserError(
+            f"{args.teacher}: a teacher of {bits} bits, --bits is {args.bits}; train a teacher of "
+            f"{args.bits} bits, or leave --bits out"
+        )
     if facts["data"] != images.fingerprint:
-        raise UserError(f"{args.teacher}: was trained on other images or another split than --dataset {args.dataset} "
-                        "gives now; use the same data and split options for both")
+        raise UserError(
+            f"{args.teacher}: was trained on other images or another split than --dataset {args.dataset} "
+            "gives now; use the same data and split options for both"
+        )
 
 
 def build_student(args, images, device: torch.device) -> FrozenBackbone:
@@ -131,21 +179,29 @@ def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndar
     return Knowledge(torch.from_numpy(cluster), torch.from_numpy(centroids), torch.from_numpy(masks))
 
 
-def make_views(args, images, student: Extractor, teacher: Extractor, teacher_head: HashHead, device: torch.device,
-               rotations: bool) -> BankedViews | FreshViews:
+def make_views(
+    args, images, student: Extractor, teacher: Extractor, teacher_head: HashHead, device: torch.device, rotations: bool
+) -> BankedViews | FreshViews:
     """The student's features and the teacher's logits of random views: out of banks, or new ones each epoch."""
     if not args.views:
+
         def teach(pixels: torch.Tensor) -> torch.Tensor:
             return teacher_head(teacher.engine(pixels).to(device)).detach()
 
-        return FreshViews(images, [(student.engine, student.size), (teach, teacher.size)], args.seed, device,
-                          args.workers, rotations)
+        return FreshViews(
+            images, [(student.engine, student.size), (teach, teacher.size)], args.seed, device, args.workers, rotations
+        )
     banks = [student.bank(args.views), teacher_views(teacher_head, teacher.bank(args.views), device)]
     turned = []
     if rotations:
         n = min(args.views, args.rotated_views)
-        turned = [[bank[:n] for bank in (banks[0], *(student.bank(n, q) for q in (1, 2, 3)))],
-                  [bank[:n] for bank in (banks[1], *(teacher_views(teacher_head, teacher.bank(n, q), device) for q in (1, 2, 3)))]]
+        turned = [
+            [bank[:n] for bank in (banks[0], *(student.bank(n, q) for q in (1, 2, 3)))],
+            [
+                bank[:n]
+                for bank in (banks[1], *(teacher_views(teacher_head, teacher.bank(n, q), device) for q in (1, 2, 3)))
+            ],
+        ]
     return BankedViews(banks, args.seed, turned)
 
 
@@ -193,10 +249,20 @@ def main() -> None:
             (student_features, teacher_logits), turned = batch.pairs, batch.turned
             student_features = student_features.to(device, non_blocking=True)  # [2, B, D]
             logits = head(student_features)  # [2, B, b]
-            student_turned, teacher_turned = (head(turned[0].to(device)), turned[1].to(device)) if turned else (None, None)
+            student_turned, teacher_turned = (
+                (head(turned[0].to(device)), turned[1].to(device)) if turned else (None, None)
+            )
             terms = hashing(logits, student_features)
-            extra = method(Batch(batch.index.to(device), logits, teacher_logits.to(device, non_blocking=True), draw,
-                                 student_turned, teacher_turned))
+            extra = method(
+                Batch(
+                    batch.index.to(device),
+                    logits,
+                    teacher_logits.to(device, non_blocking=True),
+                    draw,
+                    student_turned,
+                    teacher_turned,
+                )
+            )
             yield {**terms, **extra, "loss": terms["loss"] + args.kd_weight * sum(extra.values())}
 
     val, database = student.evaluation(images.val), student.evaluation(images.val_database)
@@ -205,12 +271,22 @@ def main() -> None:
 
     def validate() -> dict[str, float]:
         queries = head.encode(val)
-        return {name: mean_average_precision(queries, codes, val_labels, database_labels, images.k)
-                for name, codes in (("sshp", head.encode(database)), ("ashp", teacher_database))}
+        return {
+            name: mean_average_precision(queries, codes, val_labels, database_labels, images.k)
+            for name, codes in (("sshp", head.encode(database)), ("ashp", teacher_database))
+        }
 
     def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
-        save_head(path, head, role="student", backbone=student_backbone.describe(), data=images.fingerprint, epoch=epoch,
-                  metrics=metrics, batch_norm=statistics)
+        save_head(
+            path,
+            head,
+            role="student",
+            backbone=student_backbone.describe(),
+            data=images.fingerprint,
+            epoch=epoch,
+            metrics=metrics,
+            batch_norm=statistics,
+        )
 
     statistics = batch_norm_statistics(student_backbone) if args.bn == "recalibrate" else None
     optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr, fused=True)
@@ -219,7 +295,9 @@ def main() -> None:
     write_training_codes(run.folder, best.encode(student.evaluation(images.train)))
     run.finish(summary)
     for name, found in summary["best"].items():
-        print(f"validation {name.upper()} mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}")
+        print(
+            f"validation {name.upper()} mAP@{images.k} {found['value']:.4f}, epoch {found['epoch']} of {summary['epochs']}"
+        )
     print(f"in {run.folder}")
 
 

@@ -28,11 +28,27 @@ from utils.runs import git_commit, read_args, write_csv, write_json, written_asi
 
 THUMBNAIL = 96
 # What tells one row of a table from another, and the defaults that need no mention.
-DEFAULTS = {"hashing": "cibhash", "kd_weight": 1.0, "bn": "frozen", "student_size": None, "student_features": "auto", "head": "auto"}
+DEFAULTS = {
+    "hashing": "cibhash",
+    "kd_weight": 1.0,
+    "bn": "frozen",
+    "student_size": None,
+    "student_features": "auto",
+    "head": "auto",
+}
 BRCD_DEFAULTS = {
-    "variant": "paper", "alpha": 0.8, "margin": 0.5, "clusters": 10, "mask_rule": "decided", "mask": True, "cluster": True,
-    "offset": True, "false_negatives": True, "individual": True, "structural": True,
-}  # fmt: skip
+    "variant": "paper",
+    "alpha": 0.8,
+    "margin": 0.5,
+    "clusters": 10,
+    "mask_rule": "decided",
+    "mask": True,
+    "cluster": True,
+    "offset": True,
+    "false_negatives": True,
+    "individual": True,
+    "structural": True,
+}
 
 
 def parse() -> argparse.Namespace:
@@ -117,13 +133,16 @@ def table(reports: dict[str, dict]) -> str:
     lines = [f"{'setting':9} {f'mAP@{k}':>9} {'expected':>9} {'mAP@all':>9} {'P@100':>9} {'P(r<=2)':>9} {'NDCG':>9}"]
     for name, r in reports.items():
         p100 = r["precision_at"].get("100", float("nan"))
-        lines.append(f"{name:9} {r['map']['stable/retrieved']:9.4f} {r['map']['expected/retrieved']:9.4f} "
-                     f"{r['map_all']:9.4f} {p100:9.4f} {r['precision_radius_2']:9.4f} {r['ndcg']:9.4f}")
+        lines.append(
+            f"{name:9} {r['map']['stable/retrieved']:9.4f} {r['map']['expected/retrieved']:9.4f} "
+            f"{r['map_all']:9.4f} {p100:9.4f} {r['precision_radius_2']:9.4f} {r['ndcg']:9.4f}"
+        )
     return "\n".join(lines)
 
 
-def retrieved_rows(images: HashingData, report: dict, queries: np.ndarray, database: np.ndarray,
-                   count: int) -> list[tuple]:
+def retrieved_rows(
+    images: HashingData, report: dict, queries: np.ndarray, database: np.ndarray, count: int
+) -> list[tuple]:
     def picture(index: int) -> np.ndarray:
         return eval_transform(images.images[index], THUMBNAIL, images.crop).permute(1, 2, 0).numpy()
 
@@ -136,13 +155,19 @@ def retrieved_rows(images: HashingData, report: dict, queries: np.ndarray, datab
     return rows
 
 
-def dump_codes(folder: Path, pairs: dict[str, tuple], images: HashingData, queries: np.ndarray,
-               database: np.ndarray) -> None:
+def dump_codes(
+    folder: Path, pairs: dict[str, tuple], images: HashingData, queries: np.ndarray, database: np.ndarray
+) -> None:
     for name, (query_codes, database_codes) in pairs.items():
         for part, codes, rows in (("query", query_codes, queries), ("database", database_codes, database)):
             with written_aside(folder / f"{name}_{part}.npz") as file:
-                np.savez_compressed(file, codes=pack(codes), bits=codes.shape[1], labels=images.labels[rows],
-                                    paths=np.array([images.images.names[i] for i in rows]))
+                np.savez_compressed(
+                    file,
+                    codes=pack(codes),
+                    bits=codes.shape[1],
+                    labels=images.labels[rows],
+                    paths=np.array([images.images.names[i] for i in rows]),
+                )
 
 
 def main() -> None:
@@ -157,15 +182,20 @@ def main() -> None:
     pairs, hashers = settings(args, run_args, images, device)
     queries, database = getattr(images, args.queries), searched(args, images)
     k = args.k or images.k
-    reports = {name: retrieval_report(*codes, images.labels[queries], images.labels[database], k)
-               for name, codes in pairs.items()}
+    reports = {
+        name: retrieval_report(*codes, images.labels[queries], images.labels[database], k)
+        for name, codes in pairs.items()
+    }
 
     target = args.json or args.run / f"{args.queries}.json"
     draw_curves(reports, target.with_suffix(".png"), f"{run_args.dataset}, {args.queries} queries")
     if args.pictures > 0:
         first = next(iter(reports))
-        draw_retrieved(retrieved_rows(images, reports[first], queries, database, args.pictures),
-                       target.with_name(f"{target.stem}_retrieved.png"), f"{first} top 10, {run_args.dataset}")
+        draw_retrieved(
+            retrieved_rows(images, reports[first], queries, database, args.pictures),
+            target.with_name(f"{target.stem}_retrieved.png"),
+            f"{first} top 10, {run_args.dataset}",
+        )
     if args.dump_codes:
         dump_codes(args.dump_codes, pairs, images, queries, database)
     with written_aside(target.with_suffix(".npz")) as file:  # for paired tests between runs
@@ -175,28 +205,52 @@ def main() -> None:
         del report["indices"]
     trained = json.loads((args.run / "environment.json").read_text())
     result = {
-        "run": str(args.run), "dataset": run_args.dataset, "queries": args.queries, "n_queries": len(queries),
-        "n_database": len(database), "method": method_name(run_args), "seed": run_args.seed,
-        "teacher_seed": teacher_args["seed"], "teacher_hashing": teacher_args["hashing"],
-         "bits": next(iter(pairs.values()))[0].shape[1],
-        "teacher_backbone": hashers[-1].name, "student_backbone": hashers[0].name,
-        "engine": hashers[0].features.engine_name, "precision": str(hashers[0].features.precision), "pretrained": all(h.pretrained for h in hashers),
-        "commit": trained["commit"], "command": trained["command"], "evaluated_at": git_commit(),
-        "definition": "AP@k = sum of precision(r) * rel(r) over ranks r <= k, over D; map keys are ties/D, D = relevant "
-                      "retrieved, min(k, R) or R (total); ties stable in database order, or expected over random orders; "
-                      "relevant = at least one label shared",
+        "run": str(args.run),
+        "dataset": run_args.dataset,
+        "queries": args.queries,
+        "n_queries": len(queries),
+        "n_database": len(database),
+        "method": method_name(run_args),
+        "seed": run_args.seed,
+        "teacher_seed": teacher_args["seed"],
+        "teacher_hashing": teacher_args["hashing"],
+        "bits": next(iter(pairs.values()))[0].shape[1],
+        "teacher_backbone": hashers[-1].name,
+        "student_backbone": hashers[0].name,
+        "engine": hashers[0].features.engine_name,
+        "precision": str(hashers[0].features.precision),
+        "pretrained": all(h.pretrained for h in hashers),
+        "commit": trained["commit"],
+        "command": trained["command"],
+        "evaluated_at": git_commit(),
+        "definition": "AP@k = sum of precision(r) * rel(r) over ranks r <= k, over D; map keys are ties/D, D = "
+        "relevant retrieved, min(k, R) or R (total); ties stable in database order, or expected over random orders; "
+        "relevant = at least one label shared",
         **reports,
-    }  # fmt: skip
+    }
     write_json(target, result)
-    write_csv(target.with_suffix(".csv"), [
-        {"setting": name, "k": r["k"], **r["map"], "map_all": r["map_all"], "precision_radius_2": r["precision_radius_2"],
-         "ndcg": r["ndcg"], **{f"precision@{n}": v for n, v in r["precision_at"].items()}} for name, r in reports.items()
-    ])  # fmt: skip
+    write_csv(
+        target.with_suffix(".csv"),
+        [
+            {
+                "setting": name,
+                "k": r["k"],
+                **r["map"],
+                "map_all": r["map_all"],
+                "precision_radius_2": r["precision_radius_2"],
+                "ndcg": r["ndcg"],
+                **{f"precision@{n}": v for n, v in r["precision_at"].items()},
+            }
+            for name, r in reports.items()
+        ],
+    )
     print(table(reports))
     if not result["pretrained"]:
         print("note: random backbone weights; these numbers test the code and are no result")
-    short = {name: {key: r[key] for key in ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")}
-             for name, r in reports.items()}
+    short = {
+        name: {key: r[key] for key in ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")}
+        for name, r in reports.items()
+    }
     print(json.dumps({**result, **short}))
 
 

@@ -1,6 +1,6 @@
 """Train a teacher: a frozen backbone with a hash head, trained without labels (CIBHash by default).
 
-    python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-dir runs/teacher
+python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-dir runs/teacher
 """
 
 import argparse
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import data
-from data.extract import add_arguments as add_feature_arguments
 from data.extract import Extractor, extractor
+from data.extract import add_arguments as add_feature_arguments
 from data.splits import HashingData
 from data.views import BankedViews, FreshViews
 from losses.hashing import HASHING
@@ -35,7 +35,9 @@ def parse() -> argparse.Namespace:
     add_feature_arguments(parser)
     group = parser.add_argument_group("teacher")
     group.add_argument("--backbone", default="vit_b_16", help=f"one of: {', '.join(BACKBONES)}")
-    group.add_argument("--weights", default="pretrained", help="pretrained, a state dict's file, or random (tests only)")
+    group.add_argument(
+        "--weights", default="pretrained", help="pretrained, a state dict's file, or random (tests only)"
+    )
     group.add_argument("--features", default="auto", help="auto, logits or pooled")
     group.add_argument("--head", default="linear", help="linear or mlp")
     group.add_argument("--bits", type=int, default=64)
@@ -62,8 +64,9 @@ def head_facts(backbone, images: HashingData) -> dict:
 
 def validation_map(head: HashHead, images: HashingData, features: Extractor) -> float:
     queries, database = (head.encode(features.evaluation(rows)) for rows in (images.val, images.val_database))
-    return mean_average_precision(queries, database, images.labels[images.val], images.labels[images.val_database],
-                                  images.k)
+    return mean_average_precision(
+        queries, database, images.labels[images.val], images.labels[images.val_database], images.k
+    )
 
 
 def fit_itq(args, run: Run, images: HashingData, features: Extractor, backbone) -> None:
@@ -81,7 +84,9 @@ def finish(run: Run, images: HashingData, features: Extractor, summary: dict) ->
     write_training_codes(run.folder, best.encode(features.evaluation(images.train)))
     run.finish(summary)
     found = summary["best"]["map"]
-    print(f"validation mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}; {run.folder}")
+    print(
+        f"validation mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}; {run.folder}"
+    )
 
 
 def main() -> None:

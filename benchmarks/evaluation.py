@@ -63,7 +63,9 @@ def peak_of(what: str) -> tuple[float, float]:
 def only(what: str) -> None:
     hamming_topk(pack(codes_of(8, 1)[0]), pack(codes_of(8, 2)[0]), 4)
     retrieval_report(*(codes_of(8, s)[0] for s in (1, 2)), *(codes_of(8, s)[1] for s in (1, 2)), 4)  # compiled before
-    (query, q), (database, d) = (codes_of(5000, 1), codes_of(50_000, 2)) if what == "report" else (codes_of(1000, 1), codes_of(10**6, 2))
+    (query, q), (database, d) = (
+        (codes_of(5000, 1), codes_of(50_000, 2)) if what == "report" else (codes_of(1000, 1), codes_of(10**6, 2))
+    )
     start = time.perf_counter()
     retrieval_report(query, database, q, d, K)
     seconds = time.perf_counter() - start
@@ -82,11 +84,14 @@ def main() -> None:
     slow, known = best_of(lambda: released_way(query, database, q, d, K), 1)
     rows = {
         "mAP@1000, stable ties": best_of(lambda: mean_average_precision(query, database, q, d, K), 3),
-        "mAP@1000, expected over ties": best_of(lambda: mean_average_precision(query, database, q, d, K, ties="expected"), 3),
+        "mAP@1000, expected over ties": best_of(
+            lambda: mean_average_precision(query, database, q, d, K, ties="expected"), 3
+        ),
         "mAP@all, expected over ties": best_of(
-            lambda: mean_average_precision(query, database, q, d, len(database), "total", "expected"), 3),
+            lambda: mean_average_precision(query, database, q, d, len(database), "total", "expected"), 3
+        ),
         "full report": best_of(lambda: retrieval_report(query, database, q, d, K)["map"]["stable/retrieved"], 3),
-    }  # fmt: skip
+    }
     assert abs(rows["mAP@1000, stable ties"][1] - known) < 1e-9, (rows, known)
     print(f"5,000 queries, 50,000 codes of {BITS} bits\n{'':32} {'seconds':>8} {'ratio':>6}")
     print(f"{'released way, mAP@1000':32} {slow:8.2f} {1:6.1f}")
@@ -95,11 +100,18 @@ def main() -> None:
     report, million = peak_of("report"), peak_of("million")
     print(f"full report: the whole process, imports and codes included, peaks at {report[1]:.2f} GiB")
     print(f"1,000 queries, 1,000,000 codes, full report: {million[0]:.2f} s, {million[1]:.2f} GiB")
-    write_json(args.out, {
-        "environment": environment(), "released_seconds": slow, "map": known,
-        **{name: {"seconds": s, "ratio": slow / s, "value": v} for name, (s, v) in rows.items()},
-        "report_peak_gib": report[1], "million_seconds": million[0], "million_peak_gib": million[1],
-    })  # fmt: skip
+    write_json(
+        args.out,
+        {
+            "environment": environment(),
+            "released_seconds": slow,
+            "map": known,
+            **{name: {"seconds": s, "ratio": slow / s, "value": v} for name, (s, v) in rows.items()},
+            "report_peak_gib": report[1],
+            "million_seconds": million[0],
+            "million_peak_gib": million[1],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Raw image to view to feature on disk, side by side: python benchmarks/features.py
 
-The first row is the plain way: torchvision transforms one image at a time, eager PyTorch in bfloat16. The others are the
-project's batched views with each engine and precision. Every row says how far its features are from eager float32's.
+The first row is the plain way: torchvision transforms one image at a time, eager PyTorch in bfloat16. The others are
+the project's batched views with each engine and precision. Every row says how far its features are from eager float32's.
 """
 
 import argparse
@@ -25,10 +25,14 @@ from utils.features import DTYPE, TorchEngine, choose_engine, make_engine, prefe
 from utils.runs import environment, write_json  # noqa: E402
 
 CPU = torch.device("cpu")
-PLAIN = v2.Compose([
-    v2.RandomResizedCrop(224, scale=(0.5, 1.0), antialias=True), v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.7),
-    v2.RandomGrayscale(0.2), v2.RandomApply([v2.GaussianBlur(3, (0.1, 2.0))], p=0.5),
-])  # fmt: skip
+PLAIN = v2.Compose(
+    [
+        v2.RandomResizedCrop(224, scale=(0.5, 1.0), antialias=True),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.7),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(3, (0.1, 2.0))], p=0.5),
+    ]
+)
 
 
 def plain_batches(data, n: int):
@@ -73,9 +77,17 @@ def main() -> None:
             with torch.inference_mode():
                 exact = backbone(some)
             rows = {"per image, torch bfloat16": (plain_batches(data, n), TorchEngine(backbone, CPU, torch.bfloat16))}
-            for engine, precision in (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16")):
+            for engine, precision in (
+                ("torch", "float32"),
+                ("torch", "bfloat16"),
+                ("openvino", "float32"),
+                ("openvino", "bfloat16"),
+            ):
                 chosen, dtype = choose_engine(engine, precision, CPU)
-                rows[f"batched, {engine} {precision}"] = (our_batches(data, n), make_engine(backbone, 224, CPU, chosen, dtype, BATCH))
+                rows[f"batched, {engine} {precision}"] = (
+                    our_batches(data, n),
+                    make_engine(backbone, 224, CPU, chosen, dtype, BATCH),
+                )
             print(f"{name}\n{'':32} {'views/s':>8} {'ratio':>6} {'error':>8}")
             results[name] = {}
             for what, (batches, engine) in rows.items():

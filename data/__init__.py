@@ -31,7 +31,9 @@ def add_arguments(parser) -> None:
     group.add_argument("--dataset", default="digits", help=f"one of: {', '.join(DATASETS)}")
     group.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
     group.add_argument("--lists-dir", type=Path, help="lists: where train, database and test are (default: --data-dir)")
-    group.add_argument("--drop-leaks", action="store_true", help="lists: drop queries from the database instead of refusing")
+    group.add_argument(
+        "--drop-leaks", action="store_true", help="lists: drop queries from the database instead of refusing"
+    )
     group.add_argument("--skip-broken", action="store_true", help="folder: leave out images that do not decode")
     group.add_argument("--split-seed", type=int, default=0, help="folder, lists: seed of the split")
     group.add_argument("--limit", type=int, help="digits: keep only the first N images of each part (for tests)")

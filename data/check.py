@@ -29,7 +29,9 @@ def describe(names: dict[str, int], labels: dict[str, np.ndarray], classes: list
     ranked = sorted(range(len(share)), key=lambda c: -share[c])
     shown = ranked if len(ranked) <= 24 else [*ranked[:12], *ranked[-12:]]
     text = ", ".join(f"{classes[c]} {share[c]:.1%}" for c in shown)
-    return "\n".join([*lines, f"labels of {part}, most frequent first{' (ends only)' if len(shown) < len(ranked) else ''}: {text}"])
+    return "\n".join(
+        [*lines, f"labels of {part}, most frequent first{' (ends only)' if len(shown) < len(ranked) else ''}: {text}"]
+    )
 
 
 def check_lists(parts: dict[str, ImageList], drop_leaks: bool) -> tuple[dict[str, ImageList], list[str]]:

@@ -1,7 +1,7 @@
 """MS-COCO, 80 labels: HashNet's lists, or DeepHash-pytorch's with the database derived from HashNet's.
 
-HashNet's own database list holds all of its 5,000 test images (drop them: --drop-leaks). DeepHash-pytorch publishes train
-and test; its database is HashNet's train and database less that test, 117,218 images: ``derive`` makes it.
+HashNet's own database list holds all of its 5,000 test images (drop them: --drop-leaks). DeepHash-pytorch publishes
+train and test; its database is HashNet's train and database less that test, 117,218 images: ``derive`` makes it.
 """
 
 import numpy as np
@@ -10,8 +10,13 @@ from data.from_lists import Protocol
 from data.lists import ImageList
 from utils.errors import UserError
 
-COCO = Protocol("coco", n_labels=80, k=5000, prefix="./data/coco/",
-                source="HashNet (thuml) or DeepHash-pytorch (swuxyj) on GitHub publish them")  # fmt: skip
+COCO = Protocol(
+    "coco",
+    n_labels=80,
+    k=5000,
+    prefix="./data/coco/",
+    source="HashNet (thuml) or DeepHash-pytorch (swuxyj) on GitHub publish them",
+)
 DERIVED = 117_218
 
 
@@ -29,6 +34,8 @@ def derive(hashnet_train: ImageList, hashnet_database: ImageList, test: ImageLis
                 names.append(name)
                 rows.append(row)
     if len(names) != DERIVED:
-        raise UserError(f"the derived COCO database has {len(names)} images, not {DERIVED}: one of {hashnet_train.file}, "
-                        f"{hashnet_database.file}, {test.file} is not the published list")
+        raise UserError(
+            f"the derived COCO database has {len(names)} images, not {DERIVED}: one of {hashnet_train.file}, "
+            f"{hashnet_database.file}, {test.file} is not the published list"
+        )
     return ImageList(hashnet_database.file, names, np.stack(rows), hashnet_train.classes)

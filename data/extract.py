@@ -24,8 +24,18 @@ class Extractor:
         view_seed: of the bank of views (and of nothing else), so that runs of all seeds share one bank.
     """
 
-    def __init__(self, data: HashingData, backbone, device: torch.device, cache: FeatureCache, size: int = transforms.SIZE,
-                 engine: str = "auto", precision: str = "auto", view_seed: int = 0, workers: int = 4):
+    def __init__(
+        self,
+        data: HashingData,
+        backbone,
+        device: torch.device,
+        cache: FeatureCache,
+        size: int = transforms.SIZE,
+        engine: str = "auto",
+        precision: str = "auto",
+        view_seed: int = 0,
+        workers: int = 4,
+    ):
         self.data, self.backbone, self.device, self.cache = data, backbone, device, cache
         self.size, self.view_seed, self.workers = size, view_seed, workers
         self.engine_name, self.precision = choose_engine(engine, precision, device)
@@ -40,11 +50,18 @@ class Extractor:
     def _facts(self, rows: np.ndarray, **more) -> dict:
         rows_hash = hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest()
         return {
-            "dataset": self.data.name, "images": self.data.images.fingerprint, "rows": rows_hash,
-            "backbone": self.backbone.describe(), "name": self.backbone.name, "size": self.size,
-            "engine": engine_version(self.engine_name), "precision": str(self.precision), "device": self.device.type,
-            "transforms": transforms.VERSION, **more,
-        }  # fmt: skip
+            "dataset": self.data.name,
+            "images": self.data.images.fingerprint,
+            "rows": rows_hash,
+            "backbone": self.backbone.describe(),
+            "name": self.backbone.name,
+            "size": self.size,
+            "engine": engine_version(self.engine_name),
+            "precision": str(self.precision),
+            "device": self.device.type,
+            "transforms": transforms.VERSION,
+            **more,
+        }
 
     def evaluation(self, rows: np.ndarray) -> "RowsOf":
         """Features of images ``rows`` under the evaluation transform; one cache entry for all that the split uses."""
@@ -54,8 +71,13 @@ class Extractor:
             for images in prefetch(eval_batches(self.data, used, self.size, BATCH, start, self.workers)):
                 yield self.engine(images)
 
-        features = self.cache.get(self._facts(used, kind="evaluation", crop=self.data.crop), len(used),
-                                  self.backbone.dim, extract, f"{self.backbone.name} features")
+        features = self.cache.get(
+            self._facts(used, kind="evaluation", crop=self.data.crop),
+            len(used),
+            self.backbone.dim,
+            extract,
+            f"{self.backbone.name} features",
+        )
         return RowsOf(features, np.searchsorted(used, rows))
 
     def bank(self, n_views: int, quarters: int = 0) -> np.memmap:
@@ -63,8 +85,9 @@ class Extractor:
         n = len(self.data.train)
 
         def extract(start: int):
-            batches = view_batches(self.data, n_views, self.view_seed, self.size, BATCH, self.device, start,
-                                   self.workers, quarters)
+            batches = view_batches(
+                self.data, n_views, self.view_seed, self.size, BATCH, self.device, start, self.workers, quarters
+            )
             for images in prefetch(batches):
                 yield self.engine(images)
 
@@ -94,13 +117,23 @@ def add_arguments(parser) -> None:
     group.add_argument("--size", type=int, default=transforms.SIZE, help="pixels, height and width of the input")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--engine", default="auto", help="auto, torch or openvino (CPU)")
-    group.add_argument("--precision", default="auto", help="of the frozen backbones: auto, float32, bfloat16 or float16")
+    group.add_argument(
+        "--precision", default="auto", help="of the frozen backbones: auto, float32, bfloat16 or float16"
+    )
     group.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
     group.add_argument("--cache-limit", type=parse_size, help="delete longest unused entries above this, such as 20G")
     group.add_argument("--workers", type=int, default=4, help="threads that read and crop image files")
 
 
-
 def extractor(args, data: HashingData, backbone, device: torch.device, size: int | None = None) -> Extractor:
-    return Extractor(data, backbone, device, FeatureCache(args.cache_dir, args.cache_limit), size or args.size,
-                     args.engine, args.precision, args.view_seed, args.workers)
+    return Extractor(
+        data,
+        backbone,
+        device,
+        FeatureCache(args.cache_dir, args.cache_limit),
+        size or args.size,
+        args.engine,
+        args.precision,
+        args.view_seed,
+        args.workers,
+    )

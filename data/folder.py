@@ -34,8 +34,10 @@ def _drop_broken(root: Path, files: list[tuple[str, str]], skip: bool) -> tuple[
     first = "; ".join(list(broken.values())[:NAMED_AT_MOST])
     more = f" and {len(broken) - NAMED_AT_MOST} more" if len(broken) > NAMED_AT_MOST else ""
     if not skip:
-        raise UserError(f"{len(broken)} of {len(files)} images are broken: {first}{more}; mend or remove them, "
-                        "or leave them out with --skip-broken")
+        raise UserError(
+            f"{len(broken)} of {len(files)} images are broken: {first}{more}; mend or remove them, "
+            "or leave them out with --skip-broken"
+        )
     kept = [file for index, file in enumerate(files) if index not in broken]
     return kept, [f"left out {len(broken)} broken images: {first}{more}"]
 
@@ -64,13 +66,17 @@ def load(data_dir: Path, skip_broken: bool = False, seed: int = 0) -> HashingDat
     """
     root = Path(data_dir)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; --data-dir takes ROOT with database/CLASS and query/CLASS inside, "
-                        "or with CLASS folders")
+        raise UserError(
+            f"{root}: no such folder; --data-dir takes ROOT with database/CLASS and query/CLASS inside, "
+            "or with CLASS folders"
+        )
     own_split = (root / "database").is_dir() and (root / "query").is_dir()
     files = _files(root, root / "database") + _files(root, root / "query") if own_split else _files(root, root)
     if not files:
-        raise UserError(f"{root}: no images in it; images ({', '.join(sorted(IMAGE_SUFFIXES))}) lie one folder a "
-                        "class: ROOT/CLASS/*.jpg, or ROOT/database/CLASS/*.jpg and ROOT/query/CLASS/*.jpg")
+        raise UserError(
+            f"{root}: no images in it; images ({', '.join(sorted(IMAGE_SUFFIXES))}) lie one folder a "
+            "class: ROOT/CLASS/*.jpg, or ROOT/database/CLASS/*.jpg and ROOT/query/CLASS/*.jpg"
+        )
     files, notes = _drop_broken(root, files, skip_broken)
     if not files:
         raise UserError(f"{root}: no image in it can be read")
@@ -91,8 +97,10 @@ def load(data_dir: Path, skip_broken: bool = False, seed: int = 0) -> HashingDat
         if single:
             notes.append(f"classes with one image, kept in the database, never a query: {', '.join(single)}")
     if len(queries) < 2 or len(database) < 2:
-        raise UserError(f"{root}: {len(database)} database and {len(queries)} query images; at least 2 of each are "
-                        "needed (queries are halved into validation and test)")
+        raise UserError(
+            f"{root}: {len(database)} database and {len(queries)} query images; at least 2 of each are "
+            "needed (queries are halved into validation and test)"
+        )
     queries = draw.permutation(queries)
     return HashingData(
         name="folder",

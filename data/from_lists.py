@@ -45,13 +45,17 @@ def read_parts(protocol: Protocol, folder: Path) -> dict[str, ImageList]:
             parts[part] = read_list(file, protocol.n_labels, protocol.prefix)
     needed = [p for p in ("train", "test") if p not in parts]
     if needed:
-        raise UserError(f"{folder}: no list {' or '.join(f'{p}.txt' for p in needed)} (also .txt.xz, _img.txt, .csv, "
-                        f".parquet){'; ' + protocol.source if protocol.source else ''}")
+        raise UserError(
+            f"{folder}: no list {' or '.join(f'{p}.txt' for p in needed)} (also .txt.xz, _img.txt, .csv, "
+            f".parquet){'; ' + protocol.source if protocol.source else ''}"
+        )
     parts.setdefault("database", parts["train"])
     for part, count in (protocol.counts or {}).items():
         if part in parts and len(parts[part]) != count:
-            raise UserError(f"{parts[part].file}: {len(parts[part])} images; the published {protocol.name} {part} list has "
-                            f"{count}. Use --dataset lists for a list of your own")
+            raise UserError(
+                f"{parts[part].file}: {len(parts[part])} images; the published {protocol.name} {part} list has "
+                f"{count}. Use --dataset lists for a list of your own"
+            )
     return parts
 
 
@@ -67,14 +71,17 @@ def without_leaks(parts: dict[str, ImageList], drop: bool) -> tuple[dict[str, Im
         first = parts["database"].names[found[0]]
         what = f"{len(found)} of the {len(parts[asked])} {asked} images are in the database too, the first {first}"
         if not drop:
-            raise UserError(f"{parts['database'].file}:{found[0] + 1}: {what}; drop them from the database with --drop-leaks")
+            raise UserError(
+                f"{parts['database'].file}:{found[0] + 1}: {what}; drop them from the database with --drop-leaks"
+            )
         parts["database"] = parts["database"].take(np.setdiff1d(np.arange(len(parts["database"])), found))
         notes.append(f"dropped from the database: {what}")
     return parts, notes
 
 
-def load(protocol: Protocol, data_dir: Path, lists_dir: Path | None = None, drop_leaks: bool = False,
-         seed: int = 0) -> HashingData:
+def load(
+    protocol: Protocol, data_dir: Path, lists_dir: Path | None = None, drop_leaks: bool = False, seed: int = 0
+) -> HashingData:
     """A data set from lists.
 
     Queries for model selection are the list ``val`` if there is one; else as many as test has, drawn by the seed from
@@ -101,12 +108,23 @@ def load(protocol: Protocol, data_dir: Path, lists_dir: Path | None = None, drop
         if len(free) >= 2 * len(test):
             val = draw.permutation(free)[: len(test)]
             val_database = np.setdiff1d(database, val)
-            notes.append(f"validation queries: {len(val)} database images that are not trained on, not searched meanwhile")
+            notes.append(
+                f"validation queries: {len(val)} database images that are not trained on, not searched meanwhile"
+            )
         else:
             test = draw.permutation(test)
             val, test = test[: len(test) // 2], test[len(test) // 2 :]
             notes.append("validation queries: half of the test list")
     return HashingData(
-        name=protocol.name, images=FileImages(root, names), labels=labels, classes=classes, train=rows["train"],
-        database=database, val=val, test=test, k=protocol.k, val_database=val_database, notes=notes,
-    )  # fmt: skip
+        name=protocol.name,
+        images=FileImages(root, names),
+        labels=labels,
+        classes=classes,
+        train=rows["train"],
+        database=database,
+        val=val,
+        test=test,
+        k=protocol.k,
+        val_database=val_database,
+        notes=notes,
+    )

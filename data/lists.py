@@ -131,7 +131,11 @@ def _read_two_files(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
 
 def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
     try:
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype={"path": str, "labels": str})
+        table = (
+            pd.read_parquet(file)
+            if file.suffix == ".parquet"
+            else pd.read_csv(file, dtype={"path": str, "labels": str})
+        )
     except (ValueError, OSError) as error:  # pandas' and pyarrow's errors are ValueErrors or OSErrors
         raise UserError(f"{file}: not a readable table ({error})") from None
     if "path" not in table:
@@ -178,10 +182,16 @@ def leaks(queries: ImageList, database: ImageList) -> np.ndarray:
 
 
 def missing_files(root: Path, lists: list[ImageList]) -> list[str]:
-    """"list:line: path" of the first images that are not there, and how many more."""
-    absent = [f"{one.file}:{number}: {name}" for one in lists for number, name in enumerate(one.names, 1)
-              if not (root / name).is_file()]
-    return absent if len(absent) <= NAMES_AT_MOST else [*absent[:NAMES_AT_MOST], f"and {len(absent) - NAMES_AT_MOST} more"]
+    """ "list:line: path" of the first images that are not there, and how many more."""
+    absent = [
+        f"{one.file}:{number}: {name}"
+        for one in lists
+        for number, name in enumerate(one.names, 1)
+        if not (root / name).is_file()
+    ]
+    return (
+        absent if len(absent) <= NAMES_AT_MOST else [*absent[:NAMES_AT_MOST], f"and {len(absent) - NAMES_AT_MOST} more"]
+    )
 
 
 def merge(parts: dict[str, ImageList]) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
@@ -192,7 +202,9 @@ def merge(parts: dict[str, ImageList]) -> tuple[list[str], np.ndarray, dict[str,
     """
     widths = {one.labels.shape[1] for one in parts.values()}
     if len(widths) > 1:
-        raise UserError("; ".join(f"{one.file}: {one.labels.shape[1]} labels" for one in parts.values()) + ": they must agree")
+        raise UserError(
+            "; ".join(f"{one.file}: {one.labels.shape[1]} labels" for one in parts.values()) + ": they must agree"
+        )
     place: dict[str, int] = {}
     rows: list[np.ndarray] = []
     positions = {}

@@ -2,4 +2,6 @@
 
 from data.from_lists import Protocol
 
-MIRFLICKR = Protocol("mirflickr", n_labels=24, k=5000, source="draw 1,000 test and 4,000 training images of the labelled ones")
+MIRFLICKR = Protocol(
+    "mirflickr", n_labels=24, k=5000, source="draw 1,000 test and 4,000 training images of the labelled ones"
+)

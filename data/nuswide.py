@@ -2,5 +2,9 @@
 
 from data.from_lists import Protocol
 
-NUSWIDE = Protocol("nuswide", n_labels=21, k=5000,
-                   source="DeepHash-pytorch (swuxyj) on GitHub publishes train and test, the images' authors the rest")  # fmt: skip
+NUSWIDE = Protocol(
+    "nuswide",
+    n_labels=21,
+    k=5000,
+    source="DeepHash-pytorch (swuxyj) on GitHub publishes train and test, the images' authors the rest",
+)

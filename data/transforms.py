@@ -106,7 +106,7 @@ def crop_boxes(params: ViewParams, height: int, width: int) -> torch.Tensor:
 
 
 def resize_weights(start: torch.Tensor, length: torch.Tensor, source: int, size: int) -> torch.Tensor:
-    """[B, size, source] weights that resize pixels start..start+length of ``source`` to ``size``, bilinear, antialiased.
+    """[B, size, source] weights that resize pixels start..start+length of ``source`` to ``size``, antialiased.
 
     Each output pixel is a triangle filter over the crop, as wide as the reduction (at least one pixel to each
     side), cut at the crop's edges and normalised: torchvision's ``resize(antialias=True)`` as a matrix.
@@ -148,9 +148,10 @@ def shift_hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     value, low = x.amax(dim=1), x.amin(dim=1)  # [B, H, W]
     chroma = value - low
     safe = chroma.clamp(min=1e-12)
-    hue = torch.where(
-        value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
-    ) + 6 * turn[:, None, None]
+    hue = (
+        torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+        + 6 * turn[:, None, None]
+    )
     channels = []
     for n in (5, 3, 1):  # red, green, blue: the same ramp, two sextants apart
         k = (n + hue) % 6
@@ -207,8 +208,11 @@ def views_of_stack(images: torch.Tensor, params: ViewParams, size: int) -> torch
 def views_of_crops(crops: torch.Tensor, params: ViewParams) -> torch.Tensor:
     """uint8 [B, 3, size, size], cropped, resized and flipped already -> views: colours and blur in batches."""
     size = crops.shape[2]
-    x = change_colours(crops.float() / 255, params, crops.new_full((1, 1, 1), 1 / size**2, dtype=torch.float32)
-                       .expand(len(crops), size, size))
+    x = change_colours(
+        crops.float() / 255,
+        params,
+        crops.new_full((1, 1, 1), 1 / size**2, dtype=torch.float32).expand(len(crops), size, size),
+    )
     rows = torch.nonzero(params.sigma)[:, 0]
     blur = blur_weights(params.sigma[rows], size)[:, None]
     x[rows] = blur @ x[rows] @ blur.transpose(2, 3)

@@ -22,8 +22,9 @@ from utils.seeds import generator
 Engine = Callable[[torch.Tensor], torch.Tensor]
 
 
-def eval_batches(data: HashingData, rows: np.ndarray, size: int, batch_size: int, start: int = 0,
-                 workers: int = 4) -> Iterator[torch.Tensor]:
+def eval_batches(
+    data: HashingData, rows: np.ndarray, size: int, batch_size: int, start: int = 0, workers: int = 4
+) -> Iterator[torch.Tensor]:
     """Images ``rows[start:]`` as evaluation sees them, uint8 [B, 3, size, size]."""
     if isinstance(data.images, ArrayImages):
         for first in range(start, len(rows), batch_size):
@@ -40,9 +41,10 @@ def view_params(data: HashingData, view: int, seed: int) -> ViewParams:
     return sample_views(len(data.train), data.flip, generator("view", seed, view))
 
 
-def make_views(data: HashingData, rows: torch.Tensor, params: ViewParams, size: int, device: torch.device,
-               pool: ThreadPoolExecutor) -> torch.Tensor:
-    """One view of each training image in ``rows`` [B]: uint8 [B, 3, size, size] on ``device``; ``params`` has B rows."""
+def make_views(
+    data: HashingData, rows: torch.Tensor, params: ViewParams, size: int, device: torch.device, pool: ThreadPoolExecutor
+) -> torch.Tensor:
+    """One view of each training image in ``rows`` [B]: uint8 [B, 3, size, size] on ``device``; ``params``: B rows."""
     index = data.train[rows.numpy()]
     if isinstance(data.images, ArrayImages) and max(data.images.pixels.shape[2:]) <= size:
         return views_of_stack(data.images.pixels[index].to(device), params.to(device), size)
@@ -56,8 +58,17 @@ def turn(images: torch.Tensor, quarters: int) -> torch.Tensor:
     return torch.rot90(images, quarters, dims=(2, 3))
 
 
-def view_batches(data: HashingData, n_views: int, seed: int, size: int, batch_size: int, device: torch.device,
-                 start: int = 0, workers: int = 4, quarters: int = 0) -> Iterator[torch.Tensor]:
+def view_batches(
+    data: HashingData,
+    n_views: int,
+    seed: int,
+    size: int,
+    batch_size: int,
+    device: torch.device,
+    start: int = 0,
+    workers: int = 4,
+    quarters: int = 0,
+) -> Iterator[torch.Tensor]:
     """Views 0..n_views-1 of all training images, view by view, from row ``start`` on (row = view * n + image)."""
     n = len(data.train)
     with ThreadPoolExecutor(workers) as pool:
@@ -95,7 +106,9 @@ class BankedViews:
         self.banks, self.seed, self.turned = banks, seed, turned
         self.n_views, self.n = banks[0].shape[:2]
         if self.n_views < 2:
-            raise UserError(f"--views {self.n_views}: a pair needs at least 2 views an image; 0 makes new ones each epoch")
+            raise UserError(
+                f"--views {self.n_views}: a pair needs at least 2 views an image; 0 makes new ones each epoch"
+            )
 
     def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
         order = torch.randperm(self.n, generator=generator("order", self.seed, epoch))
@@ -110,7 +123,10 @@ class BankedViews:
             yield ViewBatch(
                 index,
                 [torch.as_tensor(bank[pair, index]).float() for bank in self.banks],
-                [torch.stack([torch.as_tensor(bank[spun[index], index]).float() for bank in four]) for four in self.turned],
+                [
+                    torch.stack([torch.as_tensor(bank[spun[index], index]).float() for bank in four])
+                    for four in self.turned
+                ],
             )
 
 
@@ -123,8 +139,15 @@ class FreshViews:
         turned: also rotate view i by 1, 2 and 3 quarter turns.
     """
 
-    def __init__(self, data: HashingData, networks: list[tuple[Engine, int]], seed: int, device: torch.device,
-                 workers: int = 4, turned: bool = False):
+    def __init__(
+        self,
+        data: HashingData,
+        networks: list[tuple[Engine, int]],
+        seed: int,
+        device: torch.device,
+        workers: int = 4,
+        turned: bool = False,
+    ):
         self.data, self.networks, self.seed, self.device = data, networks, seed, device
         self.workers, self.turned = workers, turned
 
@@ -135,10 +158,15 @@ class FreshViews:
         sizes = {size for _, size in self.networks}
         with ThreadPoolExecutor(self.workers) as pool:
             for index in order.split(batch_size):
-                yield index, {
-                    size: torch.cat([make_views(self.data, index, p[index], size, self.device, pool) for p in params])
-                    for size in sizes
-                }
+                yield (
+                    index,
+                    {
+                        size: torch.cat(
+                            [make_views(self.data, index, p[index], size, self.device, pool) for p in params]
+                        )
+                        for size in sizes
+                    },
+                )
 
     def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
         for index, pixels in prefetch(self._pixels(epoch, batch_size)):

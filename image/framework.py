@@ -17,14 +17,18 @@ def box(ax, x, y, w, h, text, colour, size=9):
 
 
 def arrow(ax, start, end):
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#444", lw=1.1, shrinkA=0, shrinkB=0))
+    ax.add_patch(
+        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#444", lw=1.1, shrinkA=0, shrinkB=0)
+    )
 
 
 def bits(ax, x, y, values, kept=None, side=0.2):
     for i, v in enumerate(values):
         masked = kept is not None and not kept[i]
         face = "#bbbbbb" if masked else "#2f6db3" if v > 0 else "white"
-        ax.add_patch(plt.Rectangle((x + i * side, y), side, side, fc=face, ec="#333", lw=0.8, hatch="////" if masked else None))
+        ax.add_patch(
+            plt.Rectangle((x + i * side, y), side, side, fc=face, ec="#333", lw=0.8, hatch="////" if masked else None)
+        )
 
 
 def main() -> None:
@@ -56,7 +60,16 @@ def main() -> None:
     arrow(ax, (6.65, 4.15), (6.65, 3.6))
 
     box(ax, 8.6, 4.2, 2.5, 1.0, "individual space\n$a_i \\cos(z_i, t_i)$", LOSS)
-    box(ax, 8.6, 2.45, 2.5, 1.1, "structural semantics\n$(1-a_i)\\cos(m_i z_i, m_i t_{j})$\n$a_i=1$ if $t_j$ left the cluster", LOSS, 8)
+    box(
+        ax,
+        8.6,
+        2.45,
+        2.5,
+        1.1,
+        "structural semantics\n$(1-a_i)\\cos(m_i z_i, m_i t_{j})$\n$a_i=1$ if $t_j$ left the cluster",
+        LOSS,
+        8,
+    )
     box(ax, 8.6, 0.8, 2.5, 1.0, "negatives: other images,\nnot of the same cluster", LOSS, 8.5)
     for y in (4.7, 3.0, 1.3):
         arrow(ax, (11.15, y), (11.65, 3.0))
@@ -69,7 +82,11 @@ def main() -> None:
     ax.plot([12.5, 12.5, 4.6], [2.4, 0.35, 0.35], "--", color="#444", lw=1.1)
     arrow(ax, (4.6, 0.35), (4.6, 0.75))
     ax.text(8.2, 0.12, "gradient", fontsize=8, color="#444")
-    for x, colour, text in ((0.1, FROZEN, "frozen: features computed once"), (3.4, TRAINED, "trained"), (4.8, CODES, "codes in {−1, +1}")):
+    for x, colour, text in (
+        (0.1, FROZEN, "frozen: features computed once"),
+        (3.4, TRAINED, "trained"),
+        (4.8, CODES, "codes in {−1, +1}"),
+    ):
         ax.add_patch(plt.Rectangle((x, 5.62), 0.25, 0.22, fc=colour, ec="#555", lw=0.8))
         ax.text(x + 0.35, 5.73, text, fontsize=8.5, va="center")
     figure.savefig(Path(__file__).parent / "framework.png", dpi=130)

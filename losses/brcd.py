@@ -31,8 +31,13 @@ class BRCDLoss(nn.Module):
         >>> BRCDLoss(0.3, 0.8)(z, t_i, t_j, cluster, cluster, torch.ones(8, 64))
     """
 
-    def __init__(self, temperature: float = 0.3, alpha: float = 0.8, drop_same_cluster: bool = True,
-                 repeat_upper_half: bool = False):
+    def __init__(
+        self,
+        temperature: float = 0.3,
+        alpha: float = 0.8,
+        drop_same_cluster: bool = True,
+        repeat_upper_half: bool = False,
+    ):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}: it must be above 0")
@@ -41,8 +46,15 @@ class BRCDLoss(nn.Module):
         self.temperature, self.alpha = temperature, alpha
         self.drop_same_cluster, self.repeat_upper_half = drop_same_cluster, repeat_upper_half
 
-    def forward(self, student: torch.Tensor, teacher_i: torch.Tensor, teacher_j: torch.Tensor, cluster_i: torch.Tensor,
-                cluster_j: torch.Tensor, bit_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        student: torch.Tensor,
+        teacher_i: torch.Tensor,
+        teacher_j: torch.Tensor,
+        cluster_i: torch.Tensor,
+        cluster_j: torch.Tensor,
+        bit_mask: torch.Tensor,
+    ) -> torch.Tensor:
         """The loss of one batch.
 
         Args:
@@ -56,8 +68,10 @@ class BRCDLoss(nn.Module):
             scalar.
         """
         if not student.shape == teacher_i.shape == teacher_j.shape == bit_mask.shape:
-            raise ValueError("student, teacher_i, teacher_j and bit_mask must all be [B, b] of one shape, not "
-                             f"{[tuple(t.shape) for t in (student, teacher_i, teacher_j, bit_mask)]}")
+            raise ValueError(
+                "student, teacher_i, teacher_j and bit_mask must all be [B, b] of one shape, not "
+                f"{[tuple(t.shape) for t in (student, teacher_i, teacher_j, bit_mask)]}"
+            )
         batch = len(student)
         student, teacher_i, teacher_j, bit_mask = (t.float() for t in (student, teacher_i, teacher_j, bit_mask))
         similarity = cosine_matrix(torch.cat([bit_mask * student, bit_mask * teacher_j]))  # [2B, 2B]

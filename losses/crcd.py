@@ -16,8 +16,9 @@ class CRCDLoss(MemoryLoss):
     Arguments as in ``MemoryLoss``; forward as in ``CRDLoss``.
     """
 
-    def exponents(self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor,
-                  contrast_index: torch.Tensor) -> torch.Tensor:
+    def exponents(
+        self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor, contrast_index: torch.Tensor
+    ) -> torch.Tensor:
         """[B, A, K + 1] cosines between the two directions.
 
         The directions [B, A, K + 1, f] themselves (1 GB for 64 images and 500 negatives) are never made: dot products

@@ -16,7 +16,8 @@ class CRDLoss(MemoryLoss):
         >>> loss(torch.randn(8, 64), torch.randn(8, 64), index, contrast_index)
     """
 
-    def exponents(self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor,
-                  contrast_index: torch.Tensor) -> torch.Tensor:
+    def exponents(
+        self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor, contrast_index: torch.Tensor
+    ) -> torch.Tensor:
         """[B, K + 1] cosines of each row with its image and its K others."""
         return torch.einsum("bkf,bf->bk", memory[contrast_index], rows)

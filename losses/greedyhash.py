@@ -29,4 +29,8 @@ class GreedyHashLoss(nn.Module):
         codes = torch.where(logits >= 0, 1.0, -1.0) + (logits - logits.detach())
         similarity = F.mse_loss(cosine_matrix(codes), cosine_matrix(features))
         quantisation = (logits.abs() - 1).abs().pow(3).mean()
-        return {"loss": similarity + self.penalty * quantisation, "similarity": similarity, "quantisation": quantisation}
+        return {
+            "loss": similarity + self.penalty * quantisation,
+            "similarity": similarity,
+            "quantisation": quantisation,
+        }

@@ -52,8 +52,16 @@ class MemoryLoss(nn.Module):
         momentum: share of the memory that an update keeps.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, n_data: int, feat_dim: int = 128, n_negatives: int = 500,
-                 temperature: float = 0.05, momentum: float = 0.5):
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        n_data: int,
+        feat_dim: int = 128,
+        n_negatives: int = 500,
+        temperature: float = 0.05,
+        momentum: float = 0.5,
+    ):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}: it must be above 0")
@@ -73,13 +81,15 @@ class MemoryLoss(nn.Module):
         self.z[side] = torch.where(self.z[side] < 0, mean, self.z[side])
         return raw / self.z[side].clone()
 
-    def exponents(self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor,
-                  contrast_index: torch.Tensor) -> torch.Tensor:
+    def exponents(
+        self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor, contrast_index: torch.Tensor
+    ) -> torch.Tensor:
         """Similarities of ``rows`` [B, f] with the other side's memory, [..., K + 1]: what tells CRD from CRCD."""
         raise NotImplementedError
 
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor, index: torch.Tensor,
-                contrast_index: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, student: torch.Tensor, teacher: torch.Tensor, index: torch.Tensor, contrast_index: torch.Tensor
+    ) -> torch.Tensor:
         """The loss of one batch; then the batch's embeddings enter the memories.
 
         Args:
@@ -89,7 +99,9 @@ class MemoryLoss(nn.Module):
         """
         student, teacher = embed(self.embed_student, student), embed(self.embed_teacher, teacher)  # [B, f]
         loss = nce(self.scores(0, self.exponents(student, self.memory_teacher, index, contrast_index)), self.n_data)
-        loss = loss + nce(self.scores(1, self.exponents(teacher, self.memory_student, index, contrast_index)), self.n_data)
+        loss = loss + nce(
+            self.scores(1, self.exponents(teacher, self.memory_student, index, contrast_index)), self.n_data
+        )
         remember(self.memory_student, index, student, self.momentum)
         remember(self.memory_teacher, index, teacher, self.momentum)
         return loss

@@ -26,7 +26,7 @@ class Batch:
         index: [B] positions among the training images.
         student, teacher: [2, B, b] logits of views i and j; the teacher's carry no gradient.
         draw: the epoch's generator, for methods that sample.
-        student_turned, teacher_turned: [4, B, b] logits of a view and its three rotations, for methods that ask for them.
+        student_turned, teacher_turned: [4, B, b] logits of a view and its three rotations, where asked for.
     """
 
     index: torch.Tensor
@@ -79,9 +79,18 @@ class BRCD(nn.Module):
             half of the same-cluster matrix.
     """
 
-    def __init__(self, knowledge: Knowledge, temperature: float = 0.3, alpha: float = 0.8, mask: bool = True,
-                 offset: bool = True, false_negatives: bool = True, individual: bool = True, structural: bool = True,
-                 released: bool = False):
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        temperature: float = 0.3,
+        alpha: float = 0.8,
+        mask: bool = True,
+        offset: bool = True,
+        false_negatives: bool = True,
+        individual: bool = True,
+        structural: bool = True,
+        released: bool = False,
+    ):
         super().__init__()
         alpha = 0.0 if not individual else 1.0 if not structural else alpha
         self.loss = BRCDLoss(temperature, alpha, false_negatives, repeat_upper_half=released)
@@ -145,8 +154,10 @@ class OnRotations(nn.Module):
         self.loss = SSKDLoss()
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        student, teacher = (binarize(turned).transpose(0, 1).flatten(0, 1)  # [4, B, b] -> [4 B, b]
-                            for turned in (batch.student_turned, batch.teacher_turned))
+        student, teacher = (
+            binarize(turned).transpose(0, 1).flatten(0, 1)  # [4, B, b] -> [4 B, b]
+            for turned in (batch.student_turned, batch.teacher_turned)
+        )
         return {"distillation": self.loss(student, teacher)}
 
 
@@ -176,15 +187,22 @@ class Setting:
 
 def _brcd(args, setting: Setting) -> nn.Module:
     return BRCD(
-        setting.knowledge, args.temperature, args.alpha, mask=args.mask, offset=args.cluster and args.offset,
-        false_negatives=args.cluster and args.false_negatives, individual=args.individual,
-        structural=args.structural, released=args.variant == "released",
-    )  # fmt: skip
+        setting.knowledge,
+        args.temperature,
+        args.alpha,
+        mask=args.mask,
+        offset=args.cluster and args.offset,
+        false_negatives=args.cluster and args.false_negatives,
+        individual=args.individual,
+        structural=args.structural,
+        released=args.variant == "released",
+    )
 
 
 def _memory(loss: Callable[..., nn.Module], own_first: bool, **options) -> Callable[..., nn.Module]:
-    return lambda args, setting: WithMemory(loss(setting.bits, setting.bits, setting.n_data, **options),
-                                            NEGATIVES, own_first)
+    return lambda args, setting: WithMemory(
+        loss(setting.bits, setting.bits, setting.n_data, **options), NEGATIVES, own_first
+    )
 
 
 NEGATIVES = 500

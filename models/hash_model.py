@@ -76,14 +76,19 @@ def read_checkpoint(path: Path, kind: str) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; has its training run finished a validation?") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: not loaded, for it holds more than tensors and plain values (or is damaged); "
-                        "only checkpoints that this project wrote are read") from None
+        raise UserError(
+            f"{path}: not loaded, for it holds more than tensors and plain values (or is damaged); "
+            "only checkpoints that this project wrote are read"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(f"{path}: truncated or no checkpoint ({type(error).__name__}); train again, or copy it "
-                        "again") from None
+        raise UserError(
+            f"{path}: truncated or no checkpoint ({type(error).__name__}); train again, or copy it again"
+        ) from None
     found = content.get("kind") if isinstance(content, dict) else None
     if found != kind:
-        raise UserError(f"{path}: a checkpoint of kind '{kind}' is needed, this is {found or 'no file of this project'}")
+        raise UserError(
+            f"{path}: a checkpoint of kind '{kind}' is needed, this is {found or 'no file of this project'}"
+        )
     return content
 
 
@@ -122,6 +127,8 @@ def rebuild_backbone(facts: dict, weights: str) -> FrozenBackbone:
     if facts.get("batch_norm"):
         set_batch_norm_statistics(backbone, facts["batch_norm"])
     if backbone.sha256 != known["sha256"]:
-        raise UserError(f"the weights of {known['name']} ({weights}) are not those that its head was trained on "
-                        f"(hash {backbone.sha256[:12]}, then {known['sha256'][:12]}); pass the right file")
+        raise UserError(
+            f"the weights of {known['name']} ({weights}) are not those that its head was trained on "
+            f"(hash {backbone.sha256[:12]}, then {known['sha256'][:12]}); pass the right file"
+        )
     return backbone

@@ -20,8 +20,10 @@ def itq_head(features: torch.Tensor, bits: int, seed: int = 0) -> HashHead:
         UserError: more bits than features, or than images.
     """
     if bits > min(features.shape):
-        raise UserError(f"--bits {bits}: ITQ gives at most {min(features.shape)} bits here "
-                        f"({features.shape[0]} images, {features.shape[1]} features)")
+        raise UserError(
+            f"--bits {bits}: ITQ gives at most {min(features.shape)} bits here "
+            f"({features.shape[0]} images, {features.shape[1]} features)"
+        )
     features = features.double()
     mean = features.mean(dim=0)
     directions = torch.linalg.svd(features - mean, full_matrices=False).Vh[:bits].T  # [D, b] principal axes

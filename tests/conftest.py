@@ -32,9 +32,13 @@ def command():
 
     def run(*words, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
             env={**os.environ, "TQDM_MININTERVAL": "60", "OMP_NUM_THREADS": "1", **(env or {})},
-        )  # fmt: skip
+        )
 
     return run
 

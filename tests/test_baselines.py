@@ -49,8 +49,15 @@ def fill(loss, g) -> None:
 def test_memory_golden(golden, name, kind, case):
     g = golden(f"{name}_{case}")
     student = g["student"].requires_grad_()
-    loss = kind(student.shape[1], g["teacher"].shape[1], g["n_data"], feat_dim=g["memory_student"].shape[1],
-                n_negatives=g["nce_k"], temperature=g["nce_t"], momentum=g["nce_m"])
+    loss = kind(
+        student.shape[1],
+        g["teacher"].shape[1],
+        g["n_data"],
+        feat_dim=g["memory_student"].shape[1],
+        n_negatives=g["nce_k"],
+        temperature=g["nce_t"],
+        momentum=g["nce_m"],
+    )
     fill(loss, g)
     loss.memory_student.copy_(g["memory_student"])
     loss.memory_teacher.copy_(g["memory_teacher"])
@@ -64,8 +71,14 @@ def test_memory_golden(golden, name, kind, case):
 def test_packd_golden(golden, case):
     g = golden(f"packd_{case}")
     student = g["student"].requires_grad_()
-    loss = PACKDLoss(student.shape[1], g["teacher"].shape[1], g["n_data"], feat_dim=g["memory"].shape[1],
-                     temperature=g["temperature"], sinkhorn_eps=g["sinkhorn_eps"])
+    loss = PACKDLoss(
+        student.shape[1],
+        g["teacher"].shape[1],
+        g["n_data"],
+        feat_dim=g["memory"].shape[1],
+        temperature=g["temperature"],
+        sinkhorn_eps=g["sinkhorn_eps"],
+    )
     fill(loss, g)
     loss.memory.copy_(g["memory"])
     agrees(loss(student, g["teacher"], g["index"], g["contrast_index"]), g["loss"], [(student, g["grad_student"])])
@@ -89,7 +102,9 @@ def loop_rkd(s, t) -> float:
 
     a, b = scaled(s), scaled(t)
     distance = np.mean([huber(a[i][j] - b[i][j]) for i in n for j in n])
-    angle = np.mean([huber(cos(s[i] - s[k], s[j] - s[k]) - cos(t[i] - t[k], t[j] - t[k])) for k in n for i in n for j in n])
+    angle = np.mean(
+        [huber(cos(s[i] - s[k], s[j] - s[k]) - cos(t[i] - t[k], t[j] - t[k])) for k in n for i in n for j in n]
+    )
     return 25 * distance + 50 * angle
 
 
@@ -145,7 +160,9 @@ def loop_nce(scores: list[list[float]], n_data: int) -> float:
     total = 0.0
     for positive, *negative in scores:
         noise = len(negative) / n_data
-        total -= math.log(positive / (positive + noise + 1e-7)) + sum(math.log(noise / (x + noise + 1e-7)) for x in negative)
+        total -= math.log(positive / (positive + noise + 1e-7)) + sum(
+            math.log(noise / (x + noise + 1e-7)) for x in negative
+        )
     return total / len(scores)
 
 
@@ -158,13 +175,19 @@ def test_memory_losses_are_their_loops(kind, seed):
     contrast = torch.cat([index[:, None], draw_others(index, 3, 20, generator("c", seed))], dim=1)
     contrast[0, 1] = 7  # another image of the batch, so an anchor too
     total = 0.0
-    for layer, rows, memory in ((loss.embed_student, s, loss.memory_teacher), (loss.embed_teacher, t, loss.memory_student)):
+    for layer, rows, memory in (
+        (loss.embed_student, s, loss.memory_teacher),
+        (loss.embed_teacher, t, loss.memory_student),
+    ):
         rows, memory = torch.nn.functional.normalize(layer(rows), dim=1).detach(), memory.clone()
         if kind is CRDLoss:
             raw = [[math.exp(float(memory[c] @ rows[b]) / 0.3) for c in contrast[b]] for b in range(4)]
         else:
-            raw = [[math.exp(cos(rows[b] - memory[a] + SHIFT, memory[c] - memory[a] + SHIFT) / 0.3) for c in contrast[b]]
-                   for b in range(4) for a in index]
+            raw = [
+                [math.exp(cos(rows[b] - memory[a] + SHIFT, memory[c] - memory[a] + SHIFT) / 0.3) for c in contrast[b]]
+                for b in range(4)
+                for a in index
+            ]
         z = np.mean(raw) * 20
         total += loop_nce([[x / z for x in line] for line in raw], 20)
     assert loss(s, t, index, contrast).item() == pytest.approx(total, rel=1e-4)
@@ -174,7 +197,10 @@ def test_packd_is_its_loop():
     loss = PACKDLoss(6, 9, n_data=20, feat_dim=4)
     s, t, index = reals(4, 6), reals(4, 9, seed=1), torch.tensor([3, 7, 11, 2])
     contrast = draw_others(index, 5, 20, generator("c"))
-    a, b = (torch.nn.functional.normalize(layer(x), dim=1).detach() for layer, x in ((loss.embed_student, s), (loss.embed_teacher, t)))
+    a, b = (
+        torch.nn.functional.normalize(layer(x), dim=1).detach()
+        for layer, x in ((loss.embed_student, s), (loss.embed_teacher, t))
+    )
     memory = loss.memory.clone()
     memory[index] = b  # the first epoch keeps nothing
     total = 0.0
@@ -240,8 +266,16 @@ def test_codes_with_equal_rows_stay_finite():
         assert math.isfinite(value.item()) and torch.isfinite(rows.grad).all()
 
 
-@pytest.mark.parametrize("make", [lambda: KLLoss(0), lambda: SSKDLoss(0), lambda: CRDLoss(4, 4, 9, temperature=0),
-                                  lambda: CRCDLoss(4, 4, 9, n_negatives=0), lambda: PACKDLoss(4, 4, 9, sinkhorn_eps=0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: KLLoss(0),
+        lambda: SSKDLoss(0),
+        lambda: CRDLoss(4, 4, 9, temperature=0),
+        lambda: CRCDLoss(4, 4, 9, n_negatives=0),
+        lambda: PACKDLoss(4, 4, 9, sinkhorn_eps=0),
+    ],
+)
 def test_constructors_refuse_nonsense(make):
     with pytest.raises(ValueError, match="it must"):
         make()
@@ -265,8 +299,14 @@ def test_every_method_gives_a_gradient_and_repeats(name, dtype):
         torch.manual_seed(0)
         method = METHODS[name].build(None, Setting(bits=16, n_data=600))
         student, turned = reals(2, 8, 16).to(dtype).requires_grad_(), reals(4, 8, 16, seed=3).to(dtype).requires_grad_()
-        batch = Batch(torch.arange(8) * 7, student, reals(2, 8, 16, seed=1).to(dtype), generator("d"),
-                      turned, reals(4, 8, 16, seed=4).to(dtype))
+        batch = Batch(
+            torch.arange(8) * 7,
+            student,
+            reals(2, 8, 16, seed=1).to(dtype),
+            generator("d"),
+            turned,
+            reals(4, 8, 16, seed=4).to(dtype),
+        )
         loss = method(batch)["distillation"]
         loss.backward()
         leaf = turned if METHODS[name].rotations else student

@@ -4,14 +4,31 @@ import numpy as np
 import pytest
 
 from utils.clusters import (
-    bit_masks, cluster_codes, cluster_means, elbow_and_silhouette, purity, read_training_codes, write_training_codes,
-)  # fmt: skip
+    bit_masks,
+    cluster_codes,
+    cluster_means,
+    elbow_and_silhouette,
+    purity,
+    read_training_codes,
+    write_training_codes,
+)
 from utils.errors import UserError
 from utils.redundancy import redundancy
 
 #          undecided: bit 2 of the first group, bit 0 of the second
-GROUPS = np.array([[1, 1, 1, -1], [1, 1, -1, -1], [1, 1, 1, -1], [1, 1, -1, -1],
-                   [-1, -1, 1, 1], [1, -1, 1, 1], [-1, -1, 1, 1], [1, -1, 1, 1]], dtype=np.int8)  # fmt: skip
+GROUPS = np.array(
+    [
+        [1, 1, 1, -1],
+        [1, 1, -1, -1],
+        [1, 1, 1, -1],
+        [1, 1, -1, -1],
+        [-1, -1, 1, 1],
+        [1, -1, 1, 1],
+        [-1, -1, 1, 1],
+        [1, -1, 1, 1],
+    ],
+    dtype=np.int8,
+)
 
 
 def test_clusters_find_the_groups():
@@ -76,13 +93,16 @@ def test_elbow_falls_and_silhouette_peaks_at_the_true_number():
     assert max(rows, key=lambda r: r["silhouette"])["clusters"] == 4
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: cluster_codes(GROUPS, 9), "number of training images, 8"),
-    (lambda: cluster_codes(GROUPS, 0), "from 1 to"),
-    (lambda: cluster_codes(np.ones((20, 4)), 5), "only 1 different"),
-    (lambda: bit_masks(GROUPS, np.zeros(8, dtype=int), 1, margin=1.5), "--margin 1.5"),
-    (lambda: bit_masks(GROUPS, np.zeros(8, dtype=int), 1, rule="best"), "--mask-rule best"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: cluster_codes(GROUPS, 9), "number of training images, 8"),
+        (lambda: cluster_codes(GROUPS, 0), "from 1 to"),
+        (lambda: cluster_codes(np.ones((20, 4)), 5), "only 1 different"),
+        (lambda: bit_masks(GROUPS, np.zeros(8, dtype=int), 1, margin=1.5), "--margin 1.5"),
+        (lambda: bit_masks(GROUPS, np.zeros(8, dtype=int), 1, rule="best"), "--mask-rule best"),
+    ],
+)
 def test_refusals(call, words):
     with pytest.raises(UserError, match=words):
         call()

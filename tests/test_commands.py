@@ -52,8 +52,9 @@ def digits(shared, *more):
 def teacher(command, shared):
     """A teacher of 16 bits, trained once for all tests here."""
     folder = shared / "teacher"
-    done = command("train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 16, "--epochs", 12,
-                   "--run-dir", folder)
+    done = command(
+        "train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 16, "--epochs", 12, "--run-dir", folder
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -64,8 +65,20 @@ def last_json(text: str) -> dict:
 
 def test_from_images_to_map(command, shared, teacher):
     run = shared / "brcd"
-    done = command("distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--clusters", 5,
-                   "--epochs", 20, "--run-dir", run)
+    done = command(
+        "distill.py",
+        *digits(shared),
+        "--teacher",
+        teacher,
+        "--student",
+        STUDENT,
+        "--clusters",
+        5,
+        "--epochs",
+        20,
+        "--run-dir",
+        run,
+    )
     assert done.returncode == 0, done.stderr
     assert "5 clusters, purity" in done.stdout
     done = command("evaluate.py", "--run", run, "--json", shared / "out.json", "--dump-codes", shared / "codes")
@@ -80,8 +93,16 @@ def test_from_images_to_map(command, shared, teacher):
             assert unpack(dumped["codes"], 16).shape == (90, 16) and dumped["paths"][0].startswith("digit")
     for name in ("out.csv", "out.png", "out_retrieved.png"):
         assert (shared / name).stat().st_size > 100
-    assert {"args.yaml", "environment.json", "log.csv", "summary.json", "clusters.npz", "best_sshp.pt", "best_ashp.pt",
-            "tensorboard"} <= {p.name for p in run.iterdir()}
+    assert {
+        "args.yaml",
+        "environment.json",
+        "log.csv",
+        "summary.json",
+        "clusters.npz",
+        "best_sshp.pt",
+        "best_ashp.pt",
+        "tensorboard",
+    } <= {p.name for p in run.iterdir()}
     head, facts = load_head(run / "best_sshp.pt")
     assert facts["role"] == "student" and head.config["kind"] == "mlp"
 
@@ -93,7 +114,9 @@ def test_from_images_to_map(command, shared, teacher):
 
 
 def test_a_student_takes_data_and_features_from_its_teacher(cli, teacher, tmp_path):
-    code, out = cli("distill.py", "--teacher", teacher, "--student", STUDENT, "--clusters", 3, "--epochs", 1, "--run-dir", tmp_path)
+    code, out = cli(
+        "distill.py", "--teacher", teacher, "--student", STUDENT, "--clusters", 3, "--epochs", 1, "--run-dir", tmp_path
+    )
     assert code == 0 and "digits: 90 train" in out, out
 
 
@@ -110,13 +133,39 @@ def test_features_are_listed(cli, shared, teacher):
     assert code == 0 and "kind=evaluation" in out and "kind=views" in out and "entries" in out
 
 
-@pytest.mark.parametrize("more", [*(["--method", m] for m in ("none", "rkd", "pkt", "sp", "kl", "crd", "sskd", "crcd", "packd")),
-                                  ["--method", "sskd", "--views", "0"], ["--variant", "released"], ["--no-mask", "--no-cluster"],
-                                  ["--no-individual"], ["--no-structural"], ["--mask-rule", "undecided"],
-                                  ["--bn", "recalibrate"], ["--student-size", "32"], ["--views", "0"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        *(["--method", m] for m in ("none", "rkd", "pkt", "sp", "kl", "crd", "sskd", "crcd", "packd")),
+        ["--method", "sskd", "--views", "0"],
+        ["--variant", "released"],
+        ["--no-mask", "--no-cluster"],
+        ["--no-individual"],
+        ["--no-structural"],
+        ["--mask-rule", "undecided"],
+        ["--bn", "recalibrate"],
+        ["--student-size", "32"],
+        ["--views", "0"],
+    ],
+)
 def test_every_switch_runs(cli, shared, teacher, tmp_path, more):
-    code, out = cli("distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--clusters", 3,
-                    "--epochs", 2, "--validate-every", 1, "--run-dir", tmp_path / "r", *more)
+    code, out = cli(
+        "distill.py",
+        *digits(shared),
+        "--teacher",
+        teacher,
+        "--student",
+        STUDENT,
+        "--clusters",
+        3,
+        "--epochs",
+        2,
+        "--validate-every",
+        1,
+        "--run-dir",
+        tmp_path / "r",
+        *more,
+    )
     assert code == 0, out
     code, out = cli("evaluate.py", "--run", tmp_path / "r", "--pictures", 0)
     assert code == 0 and np.isfinite(last_json(out)["ashp"]["map"]["expected/min"]), out
@@ -124,19 +173,47 @@ def test_every_switch_runs(cli, shared, teacher, tmp_path, more):
 
 @pytest.mark.parametrize("hashing", ["bihalf", "greedyhash", "itq"])
 def test_every_hashing_can_teach(cli, shared, tmp_path, hashing):
-    code, out = cli("train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 16, "--hashing", hashing,
-                    "--epochs", 2, "--run-dir", tmp_path / "t")
+    code, out = cli(
+        "train_teacher.py",
+        *digits(shared),
+        "--backbone",
+        TEACHER,
+        "--bits",
+        16,
+        "--hashing",
+        hashing,
+        "--epochs",
+        2,
+        "--run-dir",
+        tmp_path / "t",
+    )
     assert code == 0, out
     own = "cibhash" if hashing == "itq" else hashing
-    code, out = cli("distill.py", *digits(shared), "--teacher", tmp_path / "t", "--student", STUDENT, "--clusters", 3,
-                    "--hashing", own, "--epochs", 2, "--run-dir", tmp_path / "s")
+    code, out = cli(
+        "distill.py",
+        *digits(shared),
+        "--teacher",
+        tmp_path / "t",
+        "--student",
+        STUDENT,
+        "--clusters",
+        3,
+        "--hashing",
+        own,
+        "--epochs",
+        2,
+        "--run-dir",
+        tmp_path / "s",
+    )
     assert code == 0, out
     code, out = cli("evaluate.py", "--run", tmp_path / "s", "--pictures", 0)
     assert code == 0 and last_json(out)["teacher_hashing"] == hashing
 
 
 def test_twelve_bits_work(cli, shared, tmp_path):
-    code, out = cli("train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 12, "--epochs", 1, "--run-dir", tmp_path)
+    code, out = cli(
+        "train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 12, "--epochs", 1, "--run-dir", tmp_path
+    )
     assert code == 0, out
     assert last_json(cli("evaluate.py", "--run", tmp_path, "--pictures", 0)[1])["bits"] == 12
 
@@ -147,8 +224,30 @@ def test_a_folder_of_images(cli, photo, tmp_path):
     photo(root / "database" / "cat" / "deep.png", "I;16")
     photo(root / "query" / "dog" / "dot.png", "RGBA", size=(1, 1))
     for views in (2, 0):
-        words = ["--dataset", "folder", "--data-dir", root, "--size", 64, "--views", views, "--cache-dir", tmp_path / "c"]
-        code, out = cli("train_teacher.py", *words, "--backbone", TEACHER, "--bits", 8, "--epochs", 1, "--run-dir", tmp_path / f"t{views}")
+        words = [
+            "--dataset",
+            "folder",
+            "--data-dir",
+            root,
+            "--size",
+            64,
+            "--views",
+            views,
+            "--cache-dir",
+            tmp_path / "c",
+        ]
+        code, out = cli(
+            "train_teacher.py",
+            *words,
+            "--backbone",
+            TEACHER,
+            "--bits",
+            8,
+            "--epochs",
+            1,
+            "--run-dir",
+            tmp_path / f"t{views}",
+        )
         assert code == 0, out
     assert cli("evaluate.py", "--run", tmp_path / "t2")[0] == 0
 
@@ -157,8 +256,25 @@ def test_a_folder_of_images(cli, photo, tmp_path):
 
 
 def distill_words(shared, teacher, folder):
-    return ["distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--clusters", 3, "--epochs", 20,
-            "--validate-every", 2, "--patience", 99, "--run-dir", folder, "--resume"]  # fmt: skip
+    return [
+        "distill.py",
+        *digits(shared),
+        "--teacher",
+        teacher,
+        "--student",
+        STUDENT,
+        "--clusters",
+        3,
+        "--epochs",
+        20,
+        "--validate-every",
+        2,
+        "--patience",
+        99,
+        "--run-dir",
+        folder,
+        "--resume",
+    ]
 
 
 def wait_for(path, process) -> None:
@@ -175,8 +291,12 @@ def test_a_killed_run_resumes_to_the_same_bits(command, shared, teacher, tmp_pat
         assert command(*distill_words(shared, teacher, whole)).returncode == 0
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as ``command`` has it
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, *map(str, distill_words(shared, teacher, killed))],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, distill_words(shared, teacher, killed))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(killed / "log.csv", process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -263,8 +383,12 @@ def test_scripts_pass_flags_and_environment_on(script, tmp_path):
     spy = tmp_path / "python3"
     spy.write_text(f'#!/bin/sh\nif [ "$1" = "-c" ]; then exec {sys.executable} "$@"; fi\necho "$@"\n')
     spy.chmod(0o755)
-    done = subprocess.run(["sh", script, "--k", "7"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHON": str(spy), "BITS": "24", "VIEWS": "16"})
+    done = subprocess.run(
+        ["sh", script, "--k", "7"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": str(spy), "BITS": "24", "VIEWS": "16"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("--k 7") and ("24bits" in done.stdout)
     assert script == "scripts/evaluate.sh" or "--bits 24" in done.stdout and "--views 16" in done.stdout

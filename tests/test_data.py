@@ -33,8 +33,10 @@ def test_digits_split():
 # Image files
 
 
-@pytest.mark.parametrize("mode, suffix", [("RGB", "jpg"), ("RGB", "webp"), ("L", "png"), ("RGBA", "png"), ("LA", "png"),
-                                          ("I;16", "png"), ("L", "jpg")])
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [("RGB", "jpg"), ("RGB", "webp"), ("L", "png"), ("RGBA", "png"), ("LA", "png"), ("I;16", "png"), ("L", "jpg")],
+)
 def test_every_kind_of_image_becomes_rgb(tmp_path, photo, mode, suffix):
     image = decode(photo(tmp_path / f"x.{suffix}", mode))
     assert image.shape == (3, 30, 40) and image.dtype == torch.uint8
@@ -98,11 +100,14 @@ def test_broken_images_are_named_or_left_out(tmp_path, photo):
     assert len(data.images) == 20 and "left out 3 broken images" in data.notes[0]
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda root, photo: root / "nowhere", "no such folder"),
-    (lambda root, photo: root, "no images in it"),
-    (lambda root, photo: photo(root / "a" / "0.png") and root, "no image to ask|at least 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda root, photo: root / "nowhere", "no such folder"),
+        (lambda root, photo: root, "no images in it"),
+        (lambda root, photo: photo(root / "a" / "0.png") and root, "no image to ask|at least 2"),
+    ],
+)
 def test_folders_that_cannot_work(tmp_path, photo, make, words):
     with pytest.raises(UserError, match=words):
         folder.load(make(tmp_path, photo))

@@ -22,7 +22,17 @@ from models.backbones import (
 )
 from models.hash_model import HashHead, student_head
 from utils.errors import UserError
-from utils.features import FeatureCache, OpenVINOEngine, TorchEngine, choose_engine, entries, parse_size, pick_device, prefetch, prune
+from utils.features import (
+    FeatureCache,
+    OpenVINOEngine,
+    TorchEngine,
+    choose_engine,
+    entries,
+    parse_size,
+    pick_device,
+    prefetch,
+    prune,
+)
 
 CPU = torch.device("cpu")
 
@@ -42,7 +52,9 @@ def test_a_second_reader_extracts_nothing(tmp_path):
 
     first = cache.get({"a": 1}, 10, 3, extract, "t")
     second = cache.get({"a": 1}, 10, 3, extract, "t")
-    assert calls == [0] and first.dtype == np.float16 and (first[:, 0] == np.arange(10)).all() and (first == second).all()
+    assert (
+        calls == [0] and first.dtype == np.float16 and (first[:, 0] == np.arange(10)).all() and (first == second).all()
+    )
     assert not first.flags.writeable
     cache.get({"a": 2}, 10, 3, extract, "t")
     assert calls == [0, 0] and len(entries(tmp_path)) == 2
@@ -84,8 +96,14 @@ def test_an_interrupted_extraction_goes_on_and_torn_rows_are_never_read(tmp_path
     assert (cache.get({}, 20, 3, extract, "t")[:, 2] == np.arange(20)).all() and calls == [started]
 
 
-@pytest.mark.parametrize("damage", [lambda e: (e / "rows.json").write_text("x"), lambda e: (e / "features.bin").write_bytes(b"12345"),
-                                    lambda e: (e / "features.bin").unlink()])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda e: (e / "rows.json").write_text("x"),
+        lambda e: (e / "features.bin").write_bytes(b"12345"),
+        lambda e: (e / "features.bin").unlink(),
+    ],
+)
 def test_a_damaged_entry_is_made_again(tmp_path, damage):
     cache = FeatureCache(tmp_path)
     cache.get({}, 10, 3, lambda start: rows_from(start, 10), "t")
@@ -154,7 +172,10 @@ def test_engines_agree():
     images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         known = backbone(images)
-    for engine in (TorchEngine(backbone, CPU, torch.float32), OpenVINOEngine(backbone, 64, torch.float32, batch_size=4)):
+    for engine in (
+        TorchEngine(backbone, CPU, torch.float32),
+        OpenVINOEngine(backbone, 64, torch.float32, batch_size=4),
+    ):
         features = engine(images)
         assert features.shape == (5, 1000) and features.dtype == torch.float32
         assert (features - known).norm() / known.norm() < 1e-4
@@ -166,15 +187,24 @@ def test_automatic_choices():
     assert choose_engine("auto", "auto", torch.device("cuda")) == ("torch", torch.float16)
     assert choose_engine("torch", "bfloat16", CPU) == ("torch", torch.bfloat16)
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for call, words in ((lambda: choose_engine("fast", "auto", CPU), "--engine takes"),
-                        (lambda: choose_engine("openvino", "auto", torch.device("cuda")), "runs on the CPU"),
-                        (lambda: pick_device("tpu9"), "unknown device|not supported")):
+    for call, words in (
+        (lambda: choose_engine("fast", "auto", CPU), "--engine takes"),
+        (lambda: choose_engine("openvino", "auto", torch.device("cuda")), "runs on the CPU"),
+        (lambda: pick_device("tpu9"), "unknown device|not supported"),
+    ):
         with pytest.raises(UserError, match=words):
             call()
 
 
-WIDTHS = {"vit_b_32": 768, "efficientnet_b0": 1000, "resnet18": 512, "resnet50": 2048, "mobilenet_v2": 1000, "vgg16": 4096,
-          "efficientnet_lite1": 1000}
+WIDTHS = {
+    "vit_b_32": 768,
+    "efficientnet_b0": 1000,
+    "resnet18": 512,
+    "resnet50": 2048,
+    "mobilenet_v2": 1000,
+    "vgg16": 4096,
+    "efficientnet_lite1": 1000,
+}
 
 
 @pytest.mark.parametrize("name", WIDTHS)
@@ -230,10 +260,16 @@ def test_random_weights_are_always_the_same_and_marked():
 
 
 def test_weights_from_a_file(tmp_path):
-    torch.save(build_backbone("resnet18", "random").network.state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)},
-               tmp_path / "w.pth")
+    torch.save(
+        build_backbone("resnet18", "random").network.state_dict()
+        | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)},
+        tmp_path / "w.pth",
+    )
     assert build_backbone("resnet18", str(tmp_path / "w.pth")).sha256 == build_backbone("resnet18", "random").sha256
-    for name, words in (("resnet34", "does not fit resnet34"), ("nonet", "unknown backbone 'nonet'; there are: vit_b_16")):
+    for name, words in (
+        ("resnet34", "does not fit resnet34"),
+        ("nonet", "unknown backbone 'nonet'; there are: vit_b_16"),
+    ):
         with pytest.raises(UserError, match=words):
             build_backbone(name, str(tmp_path / "w.pth"))
     with pytest.raises(UserError, match="no such weights file"):
@@ -257,7 +293,9 @@ def test_recalibration_is_the_plain_mean_over_the_batches_and_changes_the_hash()
     before = backbone.sha256
     batches = [torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8) for _ in range(3)]
     with torch.no_grad():
-        seen = torch.stack([network[0]((b.float() - backbone.mean) / backbone.std).mean(dim=(0, 2, 3)) for b in batches])
+        seen = torch.stack(
+            [network[0]((b.float() - backbone.mean) / backbone.std).mean(dim=(0, 2, 3)) for b in batches]
+        )
     recalibrate_batch_norm(backbone, batches, CPU)
     torch.testing.assert_close(network[1].running_mean, seen.mean(dim=0), rtol=1e-4, atol=1e-5)
     assert backbone.sha256 != before and backbone.sha256 == hash_state(backbone)
@@ -276,6 +314,10 @@ def test_heads():
     assert (HashHead(8, 4, seed=1)(torch.ones(1, 8)) == HashHead(8, 4, seed=1)(torch.ones(1, 8))).all()
     codes = HashHead(8, 4).encode(np.random.RandomState(0).randn(100, 8).astype(np.float16), batch_size=33)
     assert codes.shape == (100, 4) and set(codes.unique().tolist()) <= {-1, 1}
-    for bits, kind, words in ((0, "linear", "at least 1 bit"), (-1, "linear", "at least 1 bit"), (8, "deep", "unknown head")):
+    for bits, kind, words in (
+        (0, "linear", "at least 1 bit"),
+        (-1, "linear", "at least 1 bit"),
+        (8, "deep", "unknown head"),
+    ):
         with pytest.raises(UserError, match=words):
             HashHead(8, bits, kind)

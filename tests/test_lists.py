@@ -164,7 +164,9 @@ def image_list(names: list[str], labels=None) -> ImageList:
 
 
 def test_merge_takes_each_image_once_and_refuses_contradictions():
-    names, labels, rows = merge({"train": image_list(["a", "b"], [[1], [0]]), "test": image_list(["c", "a"], [[0], [1]])})
+    names, labels, rows = merge(
+        {"train": image_list(["a", "b"], [[1], [0]]), "test": image_list(["c", "a"], [[0], [1]])}
+    )
     assert names == ["a", "b", "c"] and labels.tolist() == [[1], [0], [0]] and rows["test"].tolist() == [2, 0]
     with pytest.raises(UserError, match="x:1: a has other labels"):
         merge({"train": image_list(["a"], [[1]]), "test": image_list(["a"], [[0]])})
@@ -190,7 +192,10 @@ def test_the_check_finds_what_training_would_refuse(tmp_path, photo, command):
     assert done.returncode == 0 and "no problem found" in done.stdout and "labels of train" in done.stdout, done.stderr
     (root / "im/003.jpg").write_bytes(b"broken")
     (root / "im/004.jpg").unlink()
-    write(root / "database.txt", (root / "database.txt").read_text() + (root / "test.txt").read_text().splitlines()[0] + "\n")
+    write(
+        root / "database.txt",
+        (root / "database.txt").read_text() + (root / "test.txt").read_text().splitlines()[0] + "\n",
+    )
     done = command("-m", "data.check", "--dataset", "lists", "--data-dir", root)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     for words in ("3 problems", "database.txt:41", "test.txt:5: im/004.jpg", "003.jpg: not a readable image"):

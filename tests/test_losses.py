@@ -262,8 +262,16 @@ def test_numeric_gradients():
             assert (up - loss(moved).item()) / (2 * step) == pytest.approx(gradient[place].item(), rel=0.05, abs=2e-3)
 
 
-@pytest.mark.parametrize("make", [lambda: NTXentLoss(0), lambda: NTXentLoss(-1), lambda: CIBHashLoss(kl_weight=-1),
-                                  lambda: BRCDLoss(temperature=0), lambda: BRCDLoss(alpha=1.5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NTXentLoss(0),
+        lambda: NTXentLoss(-1),
+        lambda: CIBHashLoss(kl_weight=-1),
+        lambda: BRCDLoss(temperature=0),
+        lambda: BRCDLoss(alpha=1.5),
+    ],
+)
 def test_constructors_refuse_nonsense(make):
     with pytest.raises(ValueError, match="it must"):
         make()

@@ -55,7 +55,9 @@ def test_map_is_its_plain_loop(case, denominator, ties):
 @pytest.mark.parametrize("case", range(4))
 def test_map_golden(golden, case):
     g = golden(f"map_{case}")
-    value = mean_average_precision(g["query_codes"], g["database_codes"], g["query_labels"], g["database_labels"], g["topk"])
+    value = mean_average_precision(
+        g["query_codes"], g["database_codes"], g["query_labels"], g["database_labels"], g["topk"]
+    )
     assert value == pytest.approx(g["map"], rel=1e-9)
 
 
@@ -78,7 +80,9 @@ def test_class_numbers_and_one_hot_rows_mean_the_same():
     q, d = np.random.RandomState(0).randint(0, 4, 6), np.random.RandomState(1).randint(0, 4, 50)
     by_number = mean_average_precision(query, database, q, d, 10)
     assert by_number == mean_average_precision(query, database, np.eye(4)[q], np.eye(4)[d], 10)
-    assert by_number == mean_average_precision(torch.tensor(query), torch.tensor(database), torch.tensor(q), torch.tensor(d), 10)
+    assert by_number == mean_average_precision(
+        torch.tensor(query), torch.tensor(database), torch.tensor(q), torch.tensor(d), 10
+    )
 
 
 def test_a_query_without_relevant_items_counts_zero():
@@ -108,7 +112,9 @@ def test_report_holds_what_the_single_functions_give(bits):
     answered = [value for q, value in enumerate(inside) if near[q].any()]
     assert curve["answered"][radius] == pytest.approx(len(answered) / 9)
     assert curve["precision"][radius] == pytest.approx(np.mean(answered) if answered else 0.0)
-    assert report["precision_recall"]["recall"][-1] == pytest.approx(1.0 if relevant.any(axis=1).all() else relevant.any(axis=1).mean())
+    assert report["precision_recall"]["recall"][-1] == pytest.approx(
+        1.0 if relevant.any(axis=1).all() else relevant.any(axis=1).mean()
+    )
 
 
 @settings(deadline=None, max_examples=30)

@@ -18,14 +18,36 @@ from utils.report import latex, markdown, order, paired_bootstrap, read_rows, si
 
 
 def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None):
-    report = {"k": 10, "map": {"stable/retrieved": value, "expected/min": 0.1}, "map_all": 0.2, "ndcg": 0.4, "precision_at": {"10": 0.3},
-              "precision_radius_2": 0.0}
+    report = {
+        "k": 10,
+        "map": {"stable/retrieved": value, "expected/min": 0.1},
+        "map_all": 0.2,
+        "ndcg": 0.4,
+        "precision_at": {"10": 0.3},
+        "precision_radius_2": 0.0,
+    }
     folder = tmp_path / f"{method}_{bits}_{seed}".replace(" ", "_")
     folder.mkdir()
-    content = {"dataset": "digits", "teacher_backbone": "big", "teacher_hashing": "cibhash", "student_backbone": "small",
-               "method": method, "bits": bits, "seed": seed, "teacher_seed": seed, "queries": "test", "engine": "torch",
-               "precision": "float32", "pretrained": True, "commit": "c", "command": "x", "run": "r",
-               "sshp": report, "ashp": {**report, "map": {"stable/retrieved": value - 0.1}}, "teacher": report}  # fmt: skip
+    content = {
+        "dataset": "digits",
+        "teacher_backbone": "big",
+        "teacher_hashing": "cibhash",
+        "student_backbone": "small",
+        "method": method,
+        "bits": bits,
+        "seed": seed,
+        "teacher_seed": seed,
+        "queries": "test",
+        "engine": "torch",
+        "precision": "float32",
+        "pretrained": True,
+        "commit": "c",
+        "command": "x",
+        "run": "r",
+        "sshp": report,
+        "ashp": {**report, "map": {"stable/retrieved": value - 0.1}},
+        "teacher": report,
+    }
     (folder / "test.json").write_text(json.dumps(content))
     if ap is not None:
         np.savez(folder / "test.npz", sshp=ap, ashp=ap, teacher=ap)
@@ -39,8 +61,10 @@ def test_a_table_has_mean_and_deviation_over_seeds_and_the_best_student_bold(tmp
     assert len(rows) == 2 * (2 + 2) + 2  # the teacher of both methods counts once a seed
     header, lines = table_of(rows[rows["method"] != "teacher"], ["map"])
     assert header == ["method", "16 bits SSHP mAP", "16 bits ASHP mAP", "seeds"]
-    assert lines == [["none", "0.5000 ± 0.0000", "0.4000 ± 0.0000", "2"],
-                     ["brcd", "**0.7000 ± 0.1414**", "**0.6000 ± 0.1414**", "2"]]
+    assert lines == [
+        ["none", "0.5000 ± 0.0000", "0.4000 ± 0.0000", "2"],
+        ["brcd", "**0.7000 ± 0.1414**", "**0.6000 ± 0.1414**", "2"],
+    ]
     text = markdown(header, lines)
     assert len({len(line) for line in text.splitlines()}) == 1  # aligned
     assert r"\textbf{0.7000 $\pm$ 0.1414}" in latex(header, lines)
@@ -53,8 +77,12 @@ def test_teacher_and_none_come_first_and_brcd_last():
 
 def test_a_report_writes_everything(tmp_path):
     draw = np.random.RandomState(0)
-    files = [result(tmp_path, m, s, b, 0.5 + 0.01 * s, draw.rand(40)) for m in ("none", "brcd", "brcd alpha=0.5", "brcd margin=0.1")
-             for s in (0, 1) for b in (16, 32)]
+    files = [
+        result(tmp_path, m, s, b, 0.5 + 0.01 * s, draw.rand(40))
+        for m in ("none", "brcd", "brcd alpha=0.5", "brcd margin=0.1")
+        for s in (0, 1)
+        for b in (16, 32)
+    ]
     text = write_report(read_rows(files), tmp_path / "out")
     assert "32 bits SSHP mAP" in text and "brcd alpha=0.5" in text
     names = {p.name for p in (tmp_path / "out").iterdir()}
@@ -92,13 +120,39 @@ def test_cells_have_names_of_their_own(tmp_path):
 
 def test_a_killed_grid_goes_on(tmp_path):
     """Two methods at one code length; killed after the first student, run again, killed runs and all are whole."""
-    words = [sys.executable, "-m", "utils.compare", "--name", "test_grid", "--teacher", "efficientnet_lite0", "--bits", "8",
-             "--views", "2", "--teacher-epochs", "2", "--epochs", "2", "--flags=--limit 60 --size 64", "--jobs", "2",
-             "--student-flags=--clusters 3", "--cache-dir", tmp_path / "cache", "--methods", "none", "kl", "brcd --no-mask"]
+    words = [
+        sys.executable,
+        "-m",
+        "utils.compare",
+        "--name",
+        "test_grid",
+        "--teacher",
+        "efficientnet_lite0",
+        "--bits",
+        "8",
+        "--views",
+        "2",
+        "--teacher-epochs",
+        "2",
+        "--epochs",
+        "2",
+        "--flags=--limit 60 --size 64",
+        "--jobs",
+        "2",
+        "--student-flags=--clusters 3",
+        "--cache-dir",
+        tmp_path / "cache",
+        "--methods",
+        "none",
+        "kl",
+        "brcd --no-mask",
+    ]
     runs, results = ROOT / "runs" / "test_grid", ROOT / "results" / "test_grid"
     shutil.rmtree(runs, ignore_errors=True)
     try:
-        process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            words, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         first = runs / "8bits_seed0" / "none" / "test.json"
         until = time.monotonic() + 200
         while not first.exists() and process.poll() is None and time.monotonic() < until:
@@ -110,7 +164,9 @@ def test_a_killed_grid_goes_on(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         assert "3 of 3 cells" in done.stdout and "no-mask" in done.stdout
         assert first.stat().st_mtime_ns == before  # not done again
-        assert (results / "table.md").exists() and (results / "significance.csv").exists() is False  # no plain brcd to compare with
+        assert (results / "table.md").exists() and (
+            results / "significance.csv"
+        ).exists() is False  # no plain brcd to compare with
         failing = subprocess.run([*words, "brcd --margin 7"], cwd=ROOT, capture_output=True, text=True)
         assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
     finally:

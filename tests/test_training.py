@@ -91,15 +91,26 @@ def test_best_checkpoints_are_kept_apart(tmp_path):
     _, summary = train(tmp_path / "r")
     for name in ("map", "ashp"):
         head, facts = load_head(tmp_path / "r" / f"best_{name}.pt")
-        assert facts["metrics"][name] == summary["best"][name]["value"] and facts["epoch"] == summary["best"][name]["epoch"]
+        assert (
+            facts["metrics"][name] == summary["best"][name]["value"]
+            and facts["epoch"] == summary["best"][name]["epoch"]
+        )
 
 
 def test_early_stopping(tmp_path):
     run, head = Run(tmp_path / "r", ARGS, False), HashHead(2, 2)
     values = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9, 0.9])
     optimizer = torch.optim.Adam(head.parameters())
-    summary = fit(run, head, optimizer, lambda e: [{"loss": head(torch.ones(1, 2)).sum()}], lambda: {"map": next(values)},
-                  lambda *a: None, Schedule(100, 2, 2), read_checkpoint)
+    summary = fit(
+        run,
+        head,
+        optimizer,
+        lambda e: [{"loss": head(torch.ones(1, 2)).sum()}],
+        lambda: {"map": next(values)},
+        lambda *a: None,
+        Schedule(100, 2, 2),
+        read_checkpoint,
+    )
     assert summary["best"]["map"] == {"value": 0.3, "epoch": 4} and summary["epochs"] == 10 and summary["early_stop"]
 
 
@@ -136,11 +147,20 @@ def test_a_run_folder_belongs_to_its_arguments(tmp_path):
 def test_a_run_holds_its_environment(tmp_path):
     Run(tmp_path / "r", ARGS, False)
     known = json.loads((tmp_path / "r" / "environment.json").read_text())
-    assert {"command", "commit", "python", "torch", "threads"} <= known.keys() and read_args(tmp_path / "r")["lr"] == 0.1
+    assert {"command", "commit", "python", "torch", "threads"} <= known.keys() and read_args(tmp_path / "r")[
+        "lr"
+    ] == 0.1
 
 
-@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "no space is left"), (errno.EROFS, "read-only"),
-                                           (errno.EACCES, "permission denied"), (errno.EIO, "Input/output")])
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (errno.ENOSPC, "no space is left"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permission denied"),
+        (errno.EIO, "Input/output"),
+    ],
+)
 def test_a_failing_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, number, words):
     target = tmp_path / "last.pt"
     save_atomically(target, {"kind": "t", "value": 1})
@@ -234,8 +254,11 @@ def value(**options) -> float:
 
 
 def test_every_part_of_brcd_matters():
-    values = [value(), *(value(**{part: False}) for part in ("mask", "offset", "false_negatives", "individual", "structural")),
-              value(released=True)]
+    values = [
+        value(),
+        *(value(**{part: False}) for part in ("mask", "offset", "false_negatives", "individual", "structural")),
+        value(released=True),
+    ]
     assert len({round(v, 6) for v in values}) == len(values)
 
 

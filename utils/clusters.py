@@ -39,8 +39,10 @@ def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np
         raise UserError(f"--clusters {n_clusters}: it must be from 1 to the number of training images, {len(codes)}")
     distinct = len(np.unique(codes, axis=0))
     if n_clusters > distinct:
-        raise UserError(f"--clusters {n_clusters}: the teacher gives the training images only {distinct} different "
-                        "codes; use fewer clusters")
+        raise UserError(
+            f"--clusters {n_clusters}: the teacher gives the training images only {distinct} different "
+            "codes; use fewer clusters"
+        )
     found = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(codes)
     return found.labels_.astype(np.int64), found.cluster_centers_.astype(np.float32)
 
@@ -111,7 +113,9 @@ def read_training_codes(run: Path) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Choose the number of clusters by a teacher's training codes.")
     parser.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
-    parser.add_argument("--numbers", type=int, nargs="+", default=[2, 5, 10, 15, 20, 30, 50], help="cluster numbers to try")
+    parser.add_argument(
+        "--numbers", type=int, nargs="+", default=[2, 5, 10, 15, 20, 30, 50], help="cluster numbers to try"
+    )
     parser.add_argument("--clusters", type=int, default=10, help="number whose masks are printed")
     parser.add_argument("--margin", type=float, default=0.5)
     parser.add_argument("--mask-rule", default="decided", help="decided or undecided")

@@ -75,10 +75,32 @@ def plan(args) -> list[Cell]:
 
 def train_teachers(args, common: list, runner: Runner, cells: list[Cell]) -> None:
     wanted = {c.teacher: c for c in cells if not (c.teacher / "summary.json").exists()}
-    jobs = [(folder, ["train_teacher.py", *common, "--backbone", args.teacher, "--hashing", args.teacher_hashing, "--bits", c.bits,
-                      "--epochs", args.teacher_epochs, "--seed", c.seed, "--run-dir", folder, "--resume"])
-            for folder, c in wanted.items()]
-    run_all(runner, [(folder.with_suffix(".log"), [words], "features") for folder, words in jobs], "teachers", args.jobs)
+    jobs = [
+        (
+            folder,
+            [
+                "train_teacher.py",
+                *common,
+                "--backbone",
+                args.teacher,
+                "--hashing",
+                args.teacher_hashing,
+                "--bits",
+                c.bits,
+                "--epochs",
+                args.teacher_epochs,
+                "--seed",
+                c.seed,
+                "--run-dir",
+                folder,
+                "--resume",
+            ],
+        )
+        for folder, c in wanted.items()
+    ]
+    run_all(
+        runner, [(folder.with_suffix(".log"), [words], "features") for folder, words in jobs], "teachers", args.jobs
+    )
 
 
 def train_students(args, common: list, runner: Runner, cells: list[Cell]) -> None:
@@ -86,8 +108,24 @@ def train_students(args, common: list, runner: Runner, cells: list[Cell]) -> Non
     for c in cells:
         if (c.folder / "test.json").exists() or not (c.teacher / "summary.json").exists():
             continue
-        distill = ["distill.py", *common, "--teacher", c.teacher, "--student", args.student, "--epochs", args.epochs,
-                   "--seed", c.seed, "--run-dir", c.folder, "--resume", *args.student_flags.split(), "--method", *c.method.split()]
+        distill = [
+            "distill.py",
+            *common,
+            "--teacher",
+            c.teacher,
+            "--student",
+            args.student,
+            "--epochs",
+            args.epochs,
+            "--seed",
+            c.seed,
+            "--run-dir",
+            c.folder,
+            "--resume",
+            *args.student_flags.split(),
+            "--method",
+            *c.method.split(),
+        ]
         evaluate = ["evaluate.py", "--run", c.folder, "--pictures", 0]
         jobs.append((c.folder.with_suffix(".log"), [distill, evaluate], c.features))
     run_all(runner, jobs, "students", args.jobs)
@@ -144,8 +182,10 @@ def main() -> None:
         out = Path("results") / args.name
         print(f"\n{write_report(read_rows(done), out)}\n\n{len(done)} of {len(cells)} cells; wrote {out}/")
     if runner.failed:
-        raise UserError(f"{len(runner.failed)} runs failed, see {', '.join(map(str, runner.failed[:5]))}; mend the cause and "
-                        "run the same command again")
+        raise UserError(
+            f"{len(runner.failed)} runs failed, see {', '.join(map(str, runner.failed[:5]))}; mend the cause and "
+            "run the same command again"
+        )
 
 
 if __name__ == "__main__":

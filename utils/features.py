@@ -32,7 +32,7 @@ DTYPE = np.float16
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one, else the CPU."""
+    """ "auto" is CUDA where there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -74,10 +74,16 @@ class OpenVINOEngine:
             model = openvino.convert_model(backbone.cpu(), example_input=example)
         model.reshape([batch_size, 3, size, size])
         self.batch_size = batch_size
-        self.compiled = openvino.compile_model(model, "CPU", {
-            "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[precision],
-            "PERFORMANCE_HINT": "LATENCY",  # one stream that uses every core
-        })  # fmt: skip
+        self.compiled = openvino.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[
+                    precision
+                ],
+                "PERFORMANCE_HINT": "LATENCY",  # one stream that uses every core
+            },
+        )
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         parts = []
@@ -92,8 +98,8 @@ class OpenVINOEngine:
 def choose_engine(engine: str, precision: str, device: torch.device) -> tuple[str, torch.dtype]:
     """What "auto" means here: (engine, dtype).
 
-    On CUDA auto is float16, on a CPU float32: bfloat16 is twice as fast there, but moves EfficientNet-Lite's features by
-    6 to 9 % on photographs.
+    On CUDA auto is float16, on a CPU float32: bfloat16 is twice as fast there, but moves EfficientNet-Lite's features
+    by 6 to 9 % on photographs.
     """
     engines, precisions = ("auto", "torch", "openvino"), ("auto", "float32", "bfloat16", "float16")
     if engine not in engines or precision not in precisions:
@@ -112,8 +118,9 @@ def engine_version(engine: str) -> str:
     return f"{engine} {importlib.metadata.version(engine)}"
 
 
-def make_engine(backbone: nn.Module, size: int, device: torch.device, engine: str, precision: torch.dtype,
-                batch_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def make_engine(
+    backbone: nn.Module, size: int, device: torch.device, engine: str, precision: torch.dtype, batch_size: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
     if engine == "openvino":
         return OpenVINOEngine(backbone, size, precision, batch_size)
     return TorchEngine(backbone, device, precision)
@@ -163,8 +170,9 @@ class FeatureCache:
     def __init__(self, folder: Path, limit: int | None = None):
         self.folder, self.limit = Path(folder), limit
 
-    def get(self, facts: dict, rows: int, dim: int, extract: Callable[[int], Iterable[torch.Tensor]],
-            title: str) -> np.memmap:
+    def get(
+        self, facts: dict, rows: int, dim: int, extract: Callable[[int], Iterable[torch.Tensor]], title: str
+    ) -> np.memmap:
         """Rows 0..rows of the entry that ``facts`` name, float16 [rows, dim], read-only.
 
         Args:
@@ -209,8 +217,10 @@ class FeatureCache:
             done, last = start, time.monotonic()
             for features in extract(start):
                 if not torch.isfinite(features).all():
-                    raise UserError(f"{title}: the backbone gave NaN or infinite features; check its weights and "
-                                    "--precision float32")
+                    raise UserError(
+                        f"{title}: the backbone gave NaN or infinite features; check its weights and "
+                        "--precision float32"
+                    )
                 file.write(features.cpu().numpy().astype(DTYPE).tobytes())
                 done += len(features)
                 bar.update(len(features))
@@ -227,12 +237,14 @@ def entries(folder: Path) -> list[dict]:
     for facts in Path(folder).glob("*/facts.json"):
         entry = facts.parent
         data = entry / "features.bin"
-        found.append({
-            "name": entry.name,
-            "bytes": data.stat().st_size if data.exists() else 0,
-            "used": entry.stat().st_mtime,
-            "facts": json.loads(facts.read_text()),
-        })  # fmt: skip
+        found.append(
+            {
+                "name": entry.name,
+                "bytes": data.stat().st_size if data.exists() else 0,
+                "used": entry.stat().st_mtime,
+                "facts": json.loads(facts.read_text()),
+            }
+        )
     return sorted(found, key=lambda e: e["used"])
 
 
@@ -261,7 +273,7 @@ def prune(folder: Path, limit: int, keep: str | None = None) -> list[dict]:
 
 
 def parse_size(text: str) -> int:
-    """"800M", "5G" or plain bytes."""
+    """ "800M", "5G" or plain bytes."""
     units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
     try:

@@ -41,10 +41,17 @@ def draw_curves(reports: dict[str, dict], path: Path, title: str = "") -> None:
             left.plot(np.arange(1, len(report["curve"]) + 1), report["curve"], label=LEGEND[name])
             curve = report["precision_recall"]
             filled = np.array(curve["answered"]) >= 0.5  # a precision of few queries says little
-            right.plot(np.array(curve["recall"])[filled], np.array(curve["precision"])[filled], ".-", ms=3,
-                       label=LEGEND[name])
+            right.plot(
+                np.array(curve["recall"])[filled], np.array(curve["precision"])[filled], ".-", ms=3, label=LEGEND[name]
+            )
         left.set(title="Precision at k", xlabel="k retrieved", ylabel="precision", ylim=(0, 1))
-        right.set(title="Precision-recall, a point a Hamming radius", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+        right.set(
+            title="Precision-recall, a point a Hamming radius",
+            xlabel="recall",
+            ylabel="precision",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
         right.legend(frameon=False)
         if title:
             figure.suptitle(title)
@@ -58,8 +65,9 @@ def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]],
         rows: (query [H, W, 3] uint8, [(retrieved [H, W, 3], whether it is relevant), ...]).
     """
     width = 1 + max(len(found) for _, found in rows)
-    figure, axes = plt.subplots(len(rows), width, figsize=(0.8 * width, 0.85 * len(rows) + 0.5), squeeze=False,
-                                layout="constrained")
+    figure, axes = plt.subplots(
+        len(rows), width, figsize=(0.8 * width, 0.85 * len(rows) + 0.5), squeeze=False, layout="constrained"
+    )
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -79,13 +87,27 @@ def draw_bars(rows, methods: list[str], path: Path) -> None:
     """mAP of each method at each code length in both settings, with the deviation over seeds; ``rows``: report's."""
     groups = list(rows.groupby(["teacher", "bits"]))
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(1, len(groups), figsize=(len(groups) * max(3.5, 0.62 * len(methods) + 1.2), 3.6),
-                                    squeeze=False, sharey=True, layout="constrained")
+        figure, axes = plt.subplots(
+            1,
+            len(groups),
+            figsize=(len(groups) * max(3.5, 0.62 * len(methods) + 1.2), 3.6),
+            squeeze=False,
+            sharey=True,
+            layout="constrained",
+        )
         for ax, ((teacher, bits), group) in zip(axes[0], groups, strict=True):
             for shift, setting in ((-0.2, "sshp"), (0.2, "ashp")):
-                stats = group[group["setting"] == setting].groupby("method")["map"].agg(["mean", "std"]).reindex(methods)
-                bars = ax.bar(np.arange(len(methods)) + shift, stats["mean"], 0.38, yerr=stats["std"].fillna(0), capsize=2,
-                              label=setting.upper())
+                stats = (
+                    group[group["setting"] == setting].groupby("method")["map"].agg(["mean", "std"]).reindex(methods)
+                )
+                bars = ax.bar(
+                    np.arange(len(methods)) + shift,
+                    stats["mean"],
+                    0.38,
+                    yerr=stats["std"].fillna(0),
+                    capsize=2,
+                    label=setting.upper(),
+                )
                 ax.bar_label(bars, [f"{v:.2f}" if v == v else "" for v in stats["mean"]], fontsize=6, padding=2)
             ax.set_xticks(np.arange(len(methods)), methods, rotation=35, ha="right", fontsize=7)
             ax.set(ylim=(0, 1), title=f"{teacher}, {bits} bits")
@@ -103,8 +125,18 @@ def draw_by_bits(rows, methods: list[str], path: Path) -> None:
                 mine = rows[(rows["method"] == name) & ((rows["setting"] == setting) | (name == "teacher"))]
                 stats = mine.groupby("bits")["map"].agg(["mean", "std"])
                 ours = name.startswith("brcd")
-                ax.errorbar(stats.index, stats["mean"], stats["std"].fillna(0), label=name, marker="o", ms=3, capsize=2,
-                            lw=2 if ours else 1, ls="--" if name == "teacher" else "-", color=f"C{i}" if i < 10 else None)
+                ax.errorbar(
+                    stats.index,
+                    stats["mean"],
+                    stats["std"].fillna(0),
+                    label=name,
+                    marker="o",
+                    ms=3,
+                    capsize=2,
+                    lw=2 if ours else 1,
+                    ls="--" if name == "teacher" else "-",
+                    color=f"C{i}" if i < 10 else None,
+                )
             ax.set(title=setting.upper(), xlabel="bits", ylabel="mAP@k")
             ax.set_xticks(sorted(rows["bits"].unique()))
         axes[1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
@@ -114,12 +146,21 @@ def draw_by_bits(rows, methods: list[str], path: Path) -> None:
 def draw_sensitivity(sweeps: dict, path: Path) -> None:
     """mAP over alpha, margin and the number of clusters."""
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(1, len(sweeps), figsize=(3.2 * len(sweeps), 3), squeeze=False, sharey=True,
-                                    layout="constrained")
+        figure, axes = plt.subplots(
+            1, len(sweeps), figsize=(3.2 * len(sweeps), 3), squeeze=False, sharey=True, layout="constrained"
+        )
         for ax, (name, rows) in zip(axes[0], sweeps.items(), strict=True):
             for setting in ("sshp", "ashp"):
                 stats = rows[rows["setting"] == setting].groupby("value")["map"].agg(["mean", "std"])
-                ax.errorbar(stats.index, stats["mean"], stats["std"].fillna(0), marker="o", ms=3, capsize=2, label=setting.upper())
+                ax.errorbar(
+                    stats.index,
+                    stats["mean"],
+                    stats["std"].fillna(0),
+                    marker="o",
+                    ms=3,
+                    capsize=2,
+                    label=setting.upper(),
+                )
             ax.set(xlabel=name)
         axes[0, 0].set_ylabel("mAP@k")
         axes[0, 0].legend(frameon=False)

@@ -53,9 +53,12 @@ def distance_histograms(query_codes, database_codes, query_labels, database_labe
     bits = query_codes.shape[1]
     q_labels, d_labels = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     counts = count_distances(
-        _words(pack(query_codes)), _words(pack(database_codes)),
-        _words(np.packbits(q_labels, axis=1)), _words(np.packbits(d_labels, axis=1)), bits + 1,
-    )  # fmt: skip
+        _words(pack(query_codes)),
+        _words(pack(database_codes)),
+        _words(np.packbits(q_labels, axis=1)),
+        _words(np.packbits(d_labels, axis=1)),
+        bits + 1,
+    )
     return Histograms(counts.sum(axis=2), counts[..., 1])
 
 
@@ -76,7 +79,7 @@ def _popcount(typing, word):
 
 @njit(parallel=True, nogil=True, cache=True)
 def count_distances(query, database, query_labels, database_labels, bins):
-    """int64 [q, bins, 2]: database items by Hamming distance and by whether they share a label bit; words are uint64."""
+    """int64 [q, bins, 2]: database items by Hamming distance and by whether they share a label bit; uint64 words."""
     counts = np.zeros((len(query), bins, 2), dtype=np.int64)
     for q in prange(len(query)):
         # Two histograms in turn: neighbours often fall into one bin, and a counter cannot be bumped twice at once.
@@ -133,8 +136,8 @@ def shared_labels(indices: np.ndarray, query_labels, database_labels) -> np.ndar
 def ndcg(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
     """NDCG@k of ranked lists [q, k] with graded relevance (Jarvelin & Kekalainen, TOIS 2002), float [q].
 
-    An item that shares g labels gains 2^g - 1, discounted by log2(rank + 1); divided by what the best order of the whole
-    database gains, 0 where that is 0.
+    An item that shares g labels gains 2^g - 1, discounted by log2(rank + 1); divided by what the best order of the
+    whole database gains, 0 where that is 0.
     """
     k = indices.shape[1]
     discount = 1 / np.log2(np.arange(2, k + 2))  # [k]
@@ -151,7 +154,7 @@ def ndcg(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
 
 
 def per_label_precision(indices: np.ndarray, query_labels, database_labels) -> list[float | None]:
-    """For each label: of the k retrieved by queries that have it, the share that has it too; None without such queries."""
+    """For each label: of the k retrieved by queries that have it, the share that has it too; None if no query does."""
     query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     asked = [np.flatnonzero(query[:, label]) for label in range(query.shape[1])]
     return [float(database[indices[rows], label].mean()) if len(rows) else None for label, rows in enumerate(asked)]
@@ -223,6 +226,7 @@ def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
 
 def _hypergeometric(h: np.ndarray, total: np.ndarray, good: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """P(h good among ``drawn`` of ``total`` items with ``good`` good ones); 0 where impossible."""
+
     def log_choose(n, m):
         return gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
 
@@ -232,8 +236,15 @@ def _hypergeometric(h: np.ndarray, total: np.ndarray, good: np.ndarray, drawn: n
     return np.where(possible, np.exp(log), 0.0)
 
 
-def mean_average_precision(query_codes, database_codes, query_labels, database_labels, k: int,
-                           denominator: str = "retrieved", ties: str = "stable") -> float:
+def mean_average_precision(
+    query_codes,
+    database_codes,
+    query_labels,
+    database_labels,
+    k: int,
+    denominator: str = "retrieved",
+    ties: str = "stable",
+) -> float:
     """mAP@k of binary codes; see the module's text for the definitions.
 
     Args:
@@ -259,7 +270,9 @@ def mean_average_precision(query_codes, database_codes, query_labels, database_l
     if denominator == "retrieved":
         n_relevant = np.zeros(len(relevant), dtype=np.int64)
     else:
-        n_relevant = distance_histograms(query_codes, database_codes, query_labels, database_labels).relevant.sum(axis=1)
+        n_relevant = distance_histograms(query_codes, database_codes, query_labels, database_labels).relevant.sum(
+            axis=1
+        )
     return float(stable_ap(relevant, n_relevant)[denominator].mean())
 
 
@@ -272,7 +285,8 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
         within each Hamming radius: precision, mean over the queries that find anything there; recall, mean over all;
         and the share of queries ``answered``; ``precision_radius_2``: precision of what
         lies within radius 2 (0 for a query with nothing there); ``ndcg``: NDCG@k by shared
-        labels; ``per_label_precision``: see there; ``curve``: precision@1..k as an array; ``ap``: AP@k of each query (stable, retrieved);
+        labels; ``per_label_precision``: see there; ``curve``: precision@1..k as an array; ``ap``: AP@k of each
+        query (stable, retrieved);
         ``indices``: the first ten retrieved.
     """
     k = min(k, len(database_codes))
@@ -289,8 +303,11 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
     ranks = sorted({r for r in (1, 10, 100, 1000, 5000) if r <= k} | {k})
     return {
         "k": k,
-        "map": {f"{ties}/{d}": float(ap[d].mean())
-                for ties, ap in (("stable", stable), ("expected", expected)) for d in DENOMINATORS},
+        "map": {
+            f"{ties}/{d}": float(ap[d].mean())
+            for ties, ap in (("stable", stable), ("expected", expected))
+            for d in DENOMINATORS
+        },
         "map_all": float(expected_ap(histograms, len(database_codes))["total"].mean()),
         "precision_at": {str(r): float(curve[r - 1]) for r in ranks},
         "precision_radius_2": float(precision[:, min(2, precision.shape[1] - 1)].mean()),
@@ -304,4 +321,4 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
         "curve": curve,
         "ap": stable["retrieved"],
         "indices": indices[:, :10],
-    }  # fmt: skip
+    }

@@ -1,7 +1,7 @@
 """How redundant bits are: ``python -m utils.redundancy --run RUN`` for a finished BRCD run.
 
-A bit whose mean over a cluster is near 0 tells nothing about membership. Draws |bit mean| per cluster for the teacher's and
-the student's codes of the training images, and prints the share below the margin.
+A bit whose mean over a cluster is near 0 tells nothing about membership. Draws |bit mean| per cluster for the teacher's
+and the student's codes of the training images, and prints the share below the margin.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def main() -> None:
     for name, f in found.items():
         print(f"{name:8}  {f['mean']:15.3f}  {f['below_margin']:16.1%}")
     draw_redundancy({name: f["means"] for name, f in found.items()}, run_args["margin"], args.run / "redundancy.png")
-    write_json(args.run / "redundancy.json", {name: {k: v for k, v in f.items() if k != "means"} for name, f in found.items()})
+    write_json(
+        args.run / "redundancy.json", {name: {k: v for k, v in f.items() if k != "means"} for name, f in found.items()}
+    )
     print(f"wrote {args.run / 'redundancy.png'} and redundancy.json")
 
 

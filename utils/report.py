@@ -1,7 +1,7 @@
 """Tables and figures out of many runs: ``python -m utils.report runs/*/test.json --out DIR``.
 
-Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row a
-run and setting), table.md, table.tex, map.png, and where they apply bits.png (mAP by code length), sensitivity.png
+Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one
+row a run and setting), table.md, table.tex, map.png, and where they apply bits.png (mAP by code length), sensitivity.png
 (BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired bootstrap).
 """
 
@@ -50,15 +50,27 @@ def _row(result: dict, setting: str, file: Path) -> dict:
     return {
         "dataset": result["dataset"],
         "teacher": result["teacher_backbone"] + ("" if hashing == "cibhash" else f" ({hashing})"),
-        "student": "" if alone else result["student_backbone"], "method": "teacher" if alone else result["method"],
-        "bits": result["bits"], "setting": "sshp" if alone else setting,
-        "seed": result["teacher_seed"] if alone else result["seed"], "queries": result["queries"], "k": report["k"],
-        "map": report["map"]["stable/retrieved"], **{f"map {key}": value for key, value in report["map"].items()},
-        "map_all": report["map_all"], "ndcg": report["ndcg"], "precision_radius_2": report["precision_radius_2"],
-        **{f"p@{rank}": value for rank, value in report["precision_at"].items()}, "engine": result["engine"],
-        "precision": result["precision"], "pretrained": result["pretrained"], "commit": result["commit"],
-        "command": result["command"], "run": result["run"], "file": str(file),
-    }  # fmt: skip
+        "student": "" if alone else result["student_backbone"],
+        "method": "teacher" if alone else result["method"],
+        "bits": result["bits"],
+        "setting": "sshp" if alone else setting,
+        "seed": result["teacher_seed"] if alone else result["seed"],
+        "queries": result["queries"],
+        "k": report["k"],
+        "map": report["map"]["stable/retrieved"],
+        **{f"map {key}": value for key, value in report["map"].items()},
+        "map_all": report["map_all"],
+        "ndcg": report["ndcg"],
+        "precision_radius_2": report["precision_radius_2"],
+        **{f"p@{rank}": value for rank, value in report["precision_at"].items()},
+        "engine": result["engine"],
+        "precision": result["precision"],
+        "pretrained": result["pretrained"],
+        "commit": result["commit"],
+        "command": result["command"],
+        "run": result["run"],
+        "file": str(file),
+    }
 
 
 def order(method: str) -> tuple:
@@ -71,11 +83,16 @@ def table_of(rows: pd.DataFrame, metrics: list[str]) -> tuple[list[str], list[li
     The best student of each column is set off by asterisks.
     """
     stats = rows.groupby(["method", "bits", "setting"])[metrics].agg(["mean", "std", "count"])
-    columns = [(b, s, m) for b in sorted(rows["bits"].unique()) for m in metrics for s in SETTINGS if s in set(rows["setting"])]
+    columns = [
+        (b, s, m) for b in sorted(rows["bits"].unique()) for m in metrics for s in SETTINGS if s in set(rows["setting"])
+    ]
     header = ["method", *(f"{b} bits {s.upper()} {m.replace('map', 'mAP')}" for b, s, m in columns), "seeds"]
     methods = sorted(rows["method"].unique(), key=order)
     means = {(name, *c): stats[c[2], "mean"].get((name, *c[:2]), float("nan")) for name in methods for c in columns}
-    best = {c: max((means[n, *c] for n in methods if n != "teacher" and means[n, *c] == means[n, *c]), default=None) for c in columns}
+    best = {
+        c: max((means[n, *c] for n in methods if n != "teacher" and means[n, *c] == means[n, *c]), default=None)
+        for c in columns
+    }
     lines = []
     for name in methods:
         line = [name]
@@ -89,7 +106,9 @@ def table_of(rows: pd.DataFrame, metrics: list[str]) -> tuple[list[str], list[li
 
 def markdown(header: list[str], lines: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
-    table = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in [header, *lines]]
+    table = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in [header, *lines]
+    ]
     table.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(table)
 
@@ -102,7 +121,17 @@ def latex(header: list[str], lines: list[list[str]]) -> str:
 
     body = [" & ".join(map(escape, row)) + r" \\" for row in [header, *lines]]
     form = "l" + "r" * (len(header) - 1)
-    return "\n".join([rf"\begin{{tabular}}{{{form}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"])
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{form}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
 
 
 def paired_bootstrap(difference: np.ndarray, seed: int = 0) -> tuple[float, float, float, float]:
@@ -142,8 +171,10 @@ def significance(rows: pd.DataFrame) -> pd.DataFrame:
             seeds = sorted(ours.keys() & theirs.keys())
             if seeds:
                 mean, low, high, p = paired_bootstrap(np.stack([theirs[s] - ours[s] for s in seeds]))
-                lines.append(dict(zip(KEYS[:3] + ["bits", "setting"], key, strict=True)) | {
-                    "method": name, "less brcd": mean, "low": low, "high": high, "p": p, "seeds": len(seeds)})
+                lines.append(
+                    dict(zip(KEYS[:3] + ["bits", "setting"], key, strict=True))
+                    | {"method": name, "less brcd": mean, "low": low, "high": high, "p": p, "seeds": len(seeds)}
+                )
     return pd.DataFrame(lines)
 
 
@@ -163,13 +194,17 @@ def write_report(rows: pd.DataFrame, out: Path) -> str:
     metrics = ["map"] if rows["bits"].nunique() > 1 or "p@100" not in rows else ["map", "p@100"]
     texts, tex = [], []
     students = rows[rows["method"] != "teacher"]
-    groups = list(students.groupby(["dataset", "teacher", "student"])) or [((*rows.iloc[0][["dataset", "teacher"]], ""), rows)]
+    groups = list(students.groupby(["dataset", "teacher", "student"])) or [
+        ((*rows.iloc[0][["dataset", "teacher"]], ""), rows)
+    ]
     for (dataset, teacher, student), group in groups:
         alone = rows[(rows["method"] == "teacher") & (rows["dataset"] == dataset) & (rows["teacher"] == teacher)]
         header, lines = table_of(pd.concat([alone, group]).drop_duplicates(), metrics)
         first = group.iloc[0]
-        title = (f"{dataset}, {first['queries']} queries, teacher {teacher}, student {student or 'none'}; mAP@{first['k']} over "
-                 f"relevant retrieved, ties in database order; backbones by {first['engine']} in {first['precision']}")
+        title = (
+            f"{dataset}, {first['queries']} queries, teacher {teacher}, student {student or 'none'}; mAP@{first['k']} "
+            f"over relevant retrieved, ties in database order; backbones by {first['engine']} in {first['precision']}"
+        )
         texts.append(f"{title}\n\n{markdown(header, lines)}")
         tex.append(f"% {title}\n{latex(header, lines)}")
     text = "\n\n".join(texts)

@@ -114,7 +114,9 @@ class Run:
         if known.exists():
             self._same_arguments(known, plain)
             if not resume:
-                raise UserError(f"{self.folder}: holds this run already; go on with --resume, or choose another --run-dir")
+                raise UserError(
+                    f"{self.folder}: holds this run already; go on with --resume, or choose another --run-dir"
+                )
         elif self.folder.exists() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
             raise UserError(f"{self.folder}: is not empty and holds no run (no args.yaml); choose another --run-dir")
         else:
@@ -131,10 +133,15 @@ class Run:
             assert isinstance(before, dict)
         except (yaml.YAMLError, AssertionError, UnicodeDecodeError):
             raise UserError(f"{known}: damaged; choose another --run-dir") from None
-        other = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now"
-                 for k in sorted(before.keys() | now.keys()) if k not in FREE and before.get(k) != now.get(k)]
+        other = [
+            f"{k}: {before.get(k)!r} there, {now.get(k)!r} now"
+            for k in sorted(before.keys() | now.keys())
+            if k not in FREE and before.get(k) != now.get(k)
+        ]
         if other:
-            raise UserError(f"{self.folder}: holds a run with other arguments ({'; '.join(other)}); choose another --run-dir")
+            raise UserError(
+                f"{self.folder}: holds a run with other arguments ({'; '.join(other)}); choose another --run-dir"
+            )
 
     def path(self, name: str) -> Path:
         return self.folder / name

@@ -26,10 +26,16 @@ class Schedule:
     patience: int
 
 
-def fit(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer,
-        steps: Callable[[int], Iterable[dict[str, torch.Tensor]]], validate: Callable[[], dict[str, float]],
-        save_best: Callable[[Path, int, dict[str, float]], None], schedule: Schedule,
-        read_checkpoint: Callable[[Path, str], dict]) -> dict:
+def fit(
+    run: Run,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: Callable[[int], Iterable[dict[str, torch.Tensor]]],
+    validate: Callable[[], dict[str, float]],
+    save_best: Callable[[Path, int, dict[str, float]], None],
+    schedule: Schedule,
+    read_checkpoint: Callable[[Path, str], dict],
+) -> dict:
     """Train until the schedule ends or no watched metric gets better.
 
     Args:
@@ -58,21 +64,33 @@ def fit(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer,
     started = saved = time.monotonic()
 
     def save(epoch: int) -> None:
-        save_atomically(last, {
-            "kind": KIND, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "best": best,
-            "stale": stale, "epoch": epoch, "seconds": seconds + time.monotonic() - started, "rows": run.rows,
-        })  # fmt: skip
+        save_atomically(
+            last,
+            {
+                "kind": KIND,
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "best": best,
+                "stale": stale,
+                "epoch": epoch,
+                "seconds": seconds + time.monotonic() - started,
+                "rows": run.rows,
+            },
+        )
 
-    with SummaryWriter(run.path("tensorboard"), purge_step=first + 1) as board, tqdm(
-        total=schedule.epochs, initial=first, desc="training", unit="epoch"
-    ) as bar:
+    with (
+        SummaryWriter(run.path("tensorboard"), purge_step=first + 1) as board,
+        tqdm(total=schedule.epochs, initial=first, desc="training", unit="epoch") as bar,
+    ):
         for epoch in range(first + 1, schedule.epochs + 1):
             if stopped:
                 break
             row = {"epoch": epoch, **train_epoch(module, optimizer, steps(epoch))}
             if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
-                raise UserError(f"epoch {epoch}: the loss is not finite ({row}); lower --lr or raise --temperature. "
-                                f"{run.folder} keeps the state after the last validation")
+                raise UserError(
+                    f"epoch {epoch}: the loss is not finite ({row}); lower --lr or raise --temperature. "
+                    f"{run.folder} keeps the state after the last validation"
+                )
             validated = epoch % schedule.validate_every == 0 or epoch == schedule.epochs
             if validated:
                 metrics = validate()
@@ -94,9 +112,11 @@ def fit(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer,
                 run.write_log()
                 saved = time.monotonic()
     return {
-        "best": best, "epochs": run.rows[-1]["epoch"], "early_stop": stopped,
+        "best": best,
+        "epochs": run.rows[-1]["epoch"],
+        "early_stop": stopped,
         "seconds": round(seconds + time.monotonic() - started, 1),
-    }  # fmt: skip
+    }
 
 
 def train_epoch(module: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterable[dict]) -> dict[str, float]:
