@@ -24,7 +24,7 @@ from utils.features import pick_device
 from utils.figures import draw_curves, draw_retrieved
 from utils.metrics import retrieval_report
 from utils.options import check_ranges
-from utils.runs import git_commit, read_args, write_csv, write_json, written_aside
+from utils.runs import git_commit, read_args, read_environment, write_csv, write_json, written_aside
 
 THUMBNAIL = 96
 # What tells one row of a table from another, and the defaults that need no mention.
@@ -203,7 +203,8 @@ def main() -> None:
     for report in reports.values():
         report["precision_curve"] = [round(float(p), 6) for p in report.pop("curve")]
         del report["indices"]
-    trained = json.loads((args.run / "environment.json").read_text())
+    trained = read_environment(args.run)
+    taught = read_environment(Path(run_args.teacher)) if hasattr(run_args, "teacher") else trained
     result = {
         "run": str(args.run),
         "dataset": run_args.dataset,
@@ -222,6 +223,8 @@ def main() -> None:
         "pretrained": all(h.pretrained for h in hashers),
         "commit": trained["commit"],
         "command": trained["command"],
+        "teacher_commit": taught["commit"],
+        "teacher_command": taught["command"],
         "evaluated_at": git_commit(),
         "definition": "AP@k = sum of precision(r) * rel(r) over ranks r <= k, over D; map keys are ties/D, D = "
         "relevant retrieved, min(k, R) or R (total); ties stable in database order, or expected over random orders; "

@@ -42,6 +42,8 @@ def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None):
         "precision": "float32",
         "pretrained": True,
         "commit": "c",
+        "teacher_commit": "t",
+        "teacher_command": "y",
         "command": "x",
         "run": "r",
         "sshp": report,

@@ -66,8 +66,8 @@ def _row(result: dict, setting: str, file: Path) -> dict:
         "engine": result["engine"],
         "precision": result["precision"],
         "pretrained": result["pretrained"],
-        "commit": result["commit"],
-        "command": result["command"],
+        "commit": result["teacher_commit" if alone else "commit"],
+        "command": result["teacher_command" if alone else "command"],
         "run": result["run"],
         "file": str(file),
     }

@@ -173,3 +173,16 @@ def read_args(folder: Path) -> dict:
         raise UserError(f"{folder}: no run folder (no args.yaml in it)") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UserError(f"{folder}/args.yaml: damaged; train that run again") from None
+
+
+def read_environment(folder: Path) -> dict:
+    """The environment that a run was started in.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = Path(folder) / "environment.json"
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{file}: missing or damaged; resume that run, and it is written again") from None
