@@ -117,7 +117,7 @@ def test_early_stopping(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
     train(tmp_path / "r", epochs=3)
     before = read_checkpoint(tmp_path / "r" / "last.pt", training.KIND)
-    with pytest.raises(UserError, match=r"epoch 4: the loss is not finite.*--lr"):
+    with pytest.raises(UserError, match=r"epoch 4: the loss or a weight is not finite.*--lr"):
         train(tmp_path / "r", epochs=9, loss=lambda x: x * float("nan"))
     after = read_checkpoint(tmp_path / "r" / "last.pt", training.KIND)
     assert after["epoch"] == 3 and same(before["module"], after["module"])

@@ -1,5 +1,6 @@
 """The one training loop: heads are small, so it logs, validates, keeps the best and can be killed at any moment."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -86,9 +87,9 @@ def fit(
             if stopped:
                 break
             row = {"epoch": epoch, **train_epoch(module, optimizer, steps(epoch))}
-            if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
+            if not all(map(math.isfinite, row.values())) or not all(p.isfinite().all() for p in module.parameters()):
                 raise UserError(
-                    f"epoch {epoch}: the loss is not finite ({row}); lower --lr or raise --temperature. "
+                    f"epoch {epoch}: the loss or a weight is not finite ({row}); lower --lr or raise --temperature. "
                     f"{run.folder} keeps the state after the last validation"
                 )
             validated = epoch % schedule.validate_every == 0 or epoch == schedule.epochs
