@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from data import PROTOCOLS, from_lists
-from data.coco import derive
+from data.derive_coco import derive
 from data.from_lists import Protocol
 from data.lists import ImageList, leaks, merge, read_list
 from utils.errors import UserError
@@ -179,7 +179,7 @@ def test_leaks():
 
 
 def test_the_coco_database_is_derived_and_counted(monkeypatch):
-    monkeypatch.setattr("data.coco.DERIVED", 3)
+    monkeypatch.setattr("data.derive_coco.DERIVED", 3)
     found = derive(image_list(["a", "b"]), image_list(["b", "c", "t", "d"]), image_list(["t", "d"]))
     assert found.names == ["a", "b", "c"]
     with pytest.raises(UserError, match="has 4 images, not 3"):
