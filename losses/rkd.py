@@ -15,8 +15,14 @@ def distances(rows: torch.Tensor) -> torch.Tensor:
 
 
 def angles(rows: torch.Tensor) -> torch.Tensor:
-    """Cosine of the angle at k between i and j for all triples, [B, b] -> [B, B, B] (k, i, j)."""
-    edges = F.normalize(rows[None] - rows[:, None], dim=2)  # [B, B, b]
+    """Cosine of the angle at k between i and j for all triples, [B, b] -> [B, B, B] (k, i, j).
+
+    Equal rows have no direction between them: their cosines are 0 and so is their gradient. (Dividing by a small epsilon
+    would multiply it by a trillion, and codes of a batch are often equal.)
+    """
+    edges = rows[None] - rows[:, None]  # [B, B, b]
+    squared = edges.pow(2).sum(dim=2, keepdim=True)
+    edges = edges * (squared > 0) * squared.clamp(min=1e-12).rsqrt()
     return edges @ edges.transpose(1, 2)
 
 
