@@ -6,8 +6,6 @@ from torch import nn
 
 from losses.nt_xent import cosine_matrix
 
-DROPPED = -1000.0  # on a negative's logit: its exponential is 0
-
 
 class BRCDLoss(nn.Module):
     """BRCD (He et al., WWW 2024, arXiv 2403.06071): contrast of student codes with the teacher's, robust to noise.
@@ -81,16 +79,12 @@ class BRCDLoss(nn.Module):
         share = torch.where(cluster_i != cluster_j, 1.0, self.alpha)
         positive = share * individual + (1 - share) * structural
 
-        rows = torch.arange(2 * batch, device=student.device)
-        itself, partner = rows[:, None] == rows, rows[:, None] == rows.roll(batch)  # [2B, 2B]
-        logits = similarity / self.temperature
+        image = torch.arange(batch, device=student.device).repeat(2)
+        dropped = image[:, None] == image  # [2B, 2B] a row with itself and with its positive's row
         if self.drop_same_cluster:
             cluster = torch.cat([cluster_i, cluster_j])
             same = cluster[:, None] == cluster
-            if self.repeat_upper_half:
-                same = torch.cat([same[:batch], same[:batch]])
-            logits = logits + DROPPED * (same & ~itself & ~partner)
-        # The partner's place holds the positive; a row is no pair with itself.
-        logits = torch.where(partner, torch.cat([positive, positive])[:, None] / self.temperature, logits)
-        logits = logits.masked_fill(itself, float("-inf"))
-        return F.cross_entropy(logits, rows.roll(batch))
+            dropped = dropped | (torch.cat([same[:batch], same[:batch]]) if self.repeat_upper_half else same)
+        positive = torch.cat([positive, positive]) / self.temperature  # [2B]
+        negatives = (similarity / self.temperature).masked_fill(dropped, float("-inf"))
+        return (torch.logsumexp(torch.cat([positive[:, None], negatives], dim=1), dim=1) - positive).mean()

@@ -10,10 +10,8 @@ from losses.nt_xent import NTXentLoss
 
 def bernoulli_kl(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
     """KL(sigmoid(p) || sigmoid(q)), summed over bits, averaged over images; [B, b] twice -> scalar."""
-    p = torch.sigmoid(p_logits)
-    # log p - log q and log(1 - p) - log(1 - q) by log-sigmoids: finite for any logits.
-    kl = p * (F.logsigmoid(p_logits) - F.logsigmoid(q_logits))
-    kl = kl + (1 - p) * (F.logsigmoid(-p_logits) - F.logsigmoid(-q_logits))
+    # log p = s + log(1 - p) for a logit s, and log(1 - p) = -softplus(s): finite for any logits.
+    kl = torch.sigmoid(p_logits) * (p_logits - q_logits) - F.softplus(p_logits) + F.softplus(q_logits)
     return kl.sum(dim=1).mean()
 
 
@@ -41,7 +39,7 @@ class CIBHashLoss(nn.Module):
 
     def forward(self, logits_i: torch.Tensor, logits_j: torch.Tensor) -> dict[str, torch.Tensor]:
         """logits_i, logits_j: [B, b] of two views -> scalars "loss", "contrastive" and "kl"."""
-        logits_i, logits_j = logits_i.float(), logits_j.float()
-        contrastive = self.nt_xent(binarize(logits_i), binarize(logits_j))
-        kl = (bernoulli_kl(logits_i, logits_j.detach()) + bernoulli_kl(logits_j, logits_i.detach())) / 2
+        logits = torch.cat([logits_i, logits_j]).float()  # [2B, b]
+        contrastive = self.nt_xent(*binarize(logits).chunk(2))
+        kl = bernoulli_kl(logits, logits.detach().roll(len(logits_i), dims=0))  # both directions; mean over 2B rows
         return {"loss": contrastive + self.kl_weight * kl, "contrastive": contrastive, "kl": kl}

@@ -1,9 +1,8 @@
 """CRCD: complementary relation contrastive distillation."""
 
 import torch
-import torch.nn.functional as F
 
-from losses.memory import MemoryLoss
+from losses.memory import MemoryLoss, similarities
 
 SHIFT = 1e-6  # added to every difference, so that a row less itself has a direction
 
@@ -21,16 +20,21 @@ class CRCDLoss(MemoryLoss):
     ) -> torch.Tensor:
         """[B, A, K + 1] cosines between the two directions.
 
-        The directions [B, A, K + 1, f] themselves (1 GB for 64 images and 500 negatives) are never made: dot products
-        and norms of differences come from matrix products.
+        The directions [B, A, K + 1, f] themselves (1 GB for 64 images and 500 negatives) are never made. With b, a, o
+        for row, anchor and other, the cosine is (b.o - a.o - b.a + a.a) / |b - a| / |o - a|, and all that knows no b is
+        looked up in tables of the whole memory and the A anchors.
         """
-        origin = memory[index] - SHIFT  # [A, f]
-        others = memory[contrast_index]  # [B, K + 1, f]
-        relation = F.normalize(rows[:, None] - origin, dim=2)  # [B, A, f]
-        dot = relation @ others.transpose(1, 2) - (relation * origin).sum(dim=2, keepdim=True)  # [B, A, K + 1]
-        cross = origin @ others.transpose(1, 2)  # [B, A, K + 1]
-        squared = others.pow(2).sum(dim=2)[:, None] + origin.pow(2).sum(dim=1)[:, None] - 2 * cross
+        anchor = memory[index] - SHIFT  # [A, f]
+        cross = memory @ anchor.T  # [n, A]
+        squared = memory.pow(2).sum(dim=1, keepdim=True) + anchor.pow(2).sum(dim=1) - 2 * cross
+        inverse = squared.clamp(min=1e-12).rsqrt()
+        difference = rows[:, None] - anchor  # [B, A, f]
+        scale = 1 / difference.norm(dim=2).clamp(min=1e-12)  # [B, A]
+        offset = rows @ anchor.T - anchor.pow(2).sum(dim=1)  # [B, A]
+        # [B, K + 1, A]: in this order a look-up copies whole rows of the tables.
+        dot = similarities(rows, memory, contrast_index)[:, :, None] - offset[:, None] - cross[contrast_index]
+        cosine = dot * inverse[contrast_index] * scale[:, None]
         # Where the other *is* the anchor the difference is SHIFT in every coordinate: written out, not subtracted.
-        itself = contrast_index[:, None] == index[:, None]  # [B, A, K + 1]
-        along = relation.sum(dim=2, keepdim=True) / relation.shape[2] ** 0.5
-        return torch.where(itself, along, dot / squared.clamp(min=1e-12).sqrt())
+        itself = contrast_index[:, :, None] == index
+        along = difference.sum(dim=2) * scale / difference.shape[2] ** 0.5  # [B, A]
+        return torch.where(itself, along[:, None], cosine).transpose(1, 2)

@@ -2,7 +2,7 @@
 
 import torch
 
-from losses.memory import MemoryLoss
+from losses.memory import MemoryLoss, similarities
 
 
 class CRDLoss(MemoryLoss):
@@ -20,4 +20,4 @@ class CRDLoss(MemoryLoss):
         self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor, contrast_index: torch.Tensor
     ) -> torch.Tensor:
         """[B, K + 1] cosines of each row with its image and its K others."""
-        return torch.einsum("bkf,bf->bk", memory[contrast_index], rows)
+        return similarities(rows, memory, contrast_index)

@@ -1,10 +1,12 @@
 """What CRD, CRCD and PACKD share: embeddings on the sphere, memories of them, and the NCE objective."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-EPS = 1e-7
+SMALL_MEMORY = 40  # times the number of contrasted rows
 
 
 def embed(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
@@ -23,21 +25,29 @@ def remember(memory: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, mome
     memory[index] = F.normalize(memory[index] * momentum + rows * (1 - momentum), dim=1)
 
 
-def nce(scores: torch.Tensor, n_data: int) -> torch.Tensor:
+def similarities(rows: torch.Tensor, memory: torch.Tensor, contrast_index: torch.Tensor) -> torch.Tensor:
+    """Dot products of each row with the memory rows that it is contrasted with: [B, f], [n, f], [B, C] -> [B, C]."""
+    if len(memory) <= SMALL_MEMORY * contrast_index.shape[1]:
+        # Cheaper than copying B * C rows together. A clone, since the memory changes before the gradient is taken.
+        return (rows @ memory.clone().T).gather(1, contrast_index)
+    return torch.einsum("bcf,bf->bc", memory[contrast_index], rows)
+
+
+def nce(logits: torch.Tensor, n_data: int) -> torch.Tensor:
     """Noise-contrastive estimation (Gutmann & Hyvarinen, AISTATS 2010) with a uniform noise distribution.
 
+    With c = K / n_data the noise's share, a negative of probability P costs -log(c / (P + c)) = log(1 + P / c), and a
+    positive -log(P / (P + c)) = log(1 + P / c) - log(P / c).
+
     Args:
-        scores: [..., K + 1] unnormalised model probabilities, the positive's first.
+        logits: [..., K + 1] log of unnormalised model probabilities, the positive's first.
         n_data: the noise gives each of this many images the same probability.
 
     Returns:
         scalar, the sum over the K + 1 terms, mean over the rest.
     """
-    noise = (scores.shape[-1] - 1) / n_data
-    positive, negative = scores[..., 0], scores[..., 1:]
-    log_data = torch.log(positive / (positive + noise + EPS))
-    log_noise = torch.log(noise / (negative + noise + EPS))
-    return -(log_data.sum() + log_noise.sum()) / positive.numel()
+    margin = logits - math.log((logits.shape[-1] - 1) / n_data)
+    return ((1 + margin.exp()).log().sum() - margin[..., 0].sum()) / margin[..., 0].numel()
 
 
 class MemoryLoss(nn.Module):
@@ -73,13 +83,15 @@ class MemoryLoss(nn.Module):
         self.register_buffer("memory_student", random_memory(n_data, feat_dim))
         self.register_buffer("memory_teacher", random_memory(n_data, feat_dim))
         self.register_buffer("z", torch.full((2,), -1.0))  # normalising constants: student's side, teacher's side
+        self.ready = False  # whether this process knows that z is set
 
-    def scores(self, side: int, exponents: torch.Tensor) -> torch.Tensor:
-        """exp(x / T) over the side's constant, which the first batch sets to the mean times n_data."""
-        raw = torch.exp(exponents / self.temperature)
-        mean = raw.detach().mean() * self.n_data
-        self.z[side] = torch.where(self.z[side] < 0, mean, self.z[side])
-        return raw / self.z[side].clone()
+    def log_scores(self, side: int, exponents: torch.Tensor) -> torch.Tensor:
+        """log of exp(x / T) / Z, with Z the side's constant, which the first batch sets to the mean times n_data."""
+        logits = exponents / self.temperature
+        if not self.ready:
+            mean = torch.exp(logits.detach()).mean() * self.n_data
+            self.z[side] = torch.where(self.z[side] < 0, mean, self.z[side])
+        return logits - self.z[side].log()
 
     def exponents(
         self, rows: torch.Tensor, memory: torch.Tensor, index: torch.Tensor, contrast_index: torch.Tensor
@@ -98,10 +110,11 @@ class MemoryLoss(nn.Module):
             contrast_index: [B, K + 1] positions to contrast with; column 0 is ``index``.
         """
         student, teacher = embed(self.embed_student, student), embed(self.embed_teacher, teacher)  # [B, f]
-        loss = nce(self.scores(0, self.exponents(student, self.memory_teacher, index, contrast_index)), self.n_data)
+        loss = nce(self.log_scores(0, self.exponents(student, self.memory_teacher, index, contrast_index)), self.n_data)
         loss = loss + nce(
-            self.scores(1, self.exponents(teacher, self.memory_student, index, contrast_index)), self.n_data
+            self.log_scores(1, self.exponents(teacher, self.memory_student, index, contrast_index)), self.n_data
         )
+        self.ready = True
         remember(self.memory_student, index, student, self.momentum)
         remember(self.memory_teacher, index, teacher, self.momentum)
         return loss

@@ -3,13 +3,15 @@
 import torch
 from torch import nn
 
-from losses.memory import embed, random_memory, remember
+from losses.memory import embed, random_memory, remember, similarities
 
 SINKHORN_STEPS = 100
 
 
 def sinkhorn(cost: torch.Tensor, eps: float) -> torch.Tensor:
     """Optimal transport between uniform margins, regularised by entropy: cost [G, P, P] -> plans that sum to 1."""
+    if cost.shape[1] == 1:
+        return torch.ones_like(cost)  # one pattern: nothing to transport
     log_margin = -torch.log(torch.tensor(float(cost.shape[1]), device=cost.device))
     u = torch.zeros_like(cost[:, :, 0])  # [G, P]
     v = torch.zeros_like(u)
@@ -78,6 +80,7 @@ class PACKDLoss(nn.Module):
         with torch.no_grad():
             plan = sinkhorn(1 - affinity, self.sinkhorn_eps)
         positive = (affinity * plan).sum(dim=(1, 2)) / self.temperature  # [B]
-        negative = torch.einsum("bpf,bkf->bpk", student, self.memory[contrast_index]).flatten(1) / self.temperature
+        every = contrast_index.repeat_interleave(self.patterns, dim=0)  # [B P, K]
+        negative = similarities(student.flatten(0, 1), self.memory, every).view(len(positive), -1) / self.temperature
         everything = torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1)
         return (everything - positive).mean()
