@@ -36,6 +36,7 @@ from models.hash_model import (
     save_head,
     student_head,
 )
+from utils import distributed
 from utils.clusters import bit_masks, cluster_codes, purity, write_training_codes
 from utils.errors import UserError, guarded
 from utils.features import pick_device
@@ -212,6 +213,7 @@ def teacher_views(head: HashHead, bank: np.ndarray, device: torch.device) -> tor
 
 
 def main() -> None:
+    distributed.start()
     args = parse()
     check_ranges(args)
     device = pick_device(args.device)
@@ -291,8 +293,11 @@ def main() -> None:
     statistics = batch_norm_statistics(student_backbone) if args.bn == "recalibrate" else None
     optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr, fused=True)
     summary = fit(run, modules, optimizer, steps, validate, save_best, schedule, read_checkpoint)
+    train_features = student.evaluation(images.train)
+    if not distributed.is_first():
+        return
     best, _ = load_head(run.path("best_sshp.pt"))
-    write_training_codes(run.folder, best.encode(student.evaluation(images.train)))
+    write_training_codes(run.folder, best.encode(train_features))
     run.finish(summary)
     for name, found in summary["best"].items():
         print(

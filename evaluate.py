@@ -18,6 +18,7 @@ from data.extract import extractor
 from data.splits import HashingData
 from data.transforms import eval_transform
 from models.hash_model import HashHead, load_head, load_teacher, rebuild_backbone
+from utils import distributed
 from utils.codes import pack
 from utils.errors import UserError, guarded
 from utils.features import pick_device
@@ -53,7 +54,13 @@ BRCD_DEFAULTS = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder of a student's or a teacher's run")
+    parser.add_argument(
+        "--run",
+        "--run-dir",
+        type=Path,
+        required=True,
+        help="folder of a student's or a teacher's run (torchrun keeps --run for itself)",
+    )
     parser.add_argument("--json", type=Path, help="where the results go (default: RUN/test.json)")
     parser.add_argument("--queries", default="test", help="test, or val (what model selection saw)")
     parser.add_argument("--k", type=int, help="cut-off of mAP@k (default: the data set's)")
@@ -171,6 +178,7 @@ def dump_codes(
 
 
 def main() -> None:
+    distributed.start()
     args = parse()
     check_ranges(args)
     if args.queries not in ("test", "val"):
@@ -186,6 +194,8 @@ def main() -> None:
         name: retrieval_report(*codes, images.labels[queries], images.labels[database], k)
         for name, codes in pairs.items()
     }
+    if not distributed.is_first():
+        return
 
     target = args.json or args.run / f"{args.queries}.json"
     draw_curves(reports, target.with_suffix(".png"), f"{run_args.dataset}, {args.queries} queries")

@@ -18,6 +18,7 @@ from losses.hashing import HASHING
 from models.backbones import BACKBONES, build_backbone
 from models.hash_model import TEACHER_FILE, HashHead, load_head, read_checkpoint, save_head
 from models.itq import itq_head
+from utils import distributed
 from utils.clusters import write_training_codes
 from utils.errors import UserError, guarded
 from utils.features import pick_device
@@ -80,8 +81,11 @@ def fit_itq(args, run: Run, images: HashingData, features: Extractor, backbone) 
 
 def finish(run: Run, images: HashingData, features: Extractor, summary: dict) -> None:
     """Keep the best head's training codes, for the choice of clusters; then the run is whole."""
+    train_features = features.evaluation(images.train)
+    if not distributed.is_first():
+        return
     best, _ = load_head(run.path(TEACHER_FILE))
-    write_training_codes(run.folder, best.encode(features.evaluation(images.train)))
+    write_training_codes(run.folder, best.encode(train_features))
     run.finish(summary)
     found = summary["best"]["map"]
     print(
@@ -90,6 +94,7 @@ def finish(run: Run, images: HashingData, features: Extractor, summary: dict) ->
 
 
 def main() -> None:
+    distributed.start()
     args = parse()
     check_ranges(args)
     device = pick_device(args.device)

@@ -9,6 +9,7 @@ import torch
 from data import transforms
 from data.splits import HashingData
 from data.views import eval_batches, view_batches
+from utils import distributed
 from utils.features import FeatureCache, choose_engine, engine_version, make_engine, parse_size, prefetch
 
 BATCH = 64
@@ -47,6 +48,10 @@ class Extractor:
             self._engine = make_engine(self.backbone, self.size, self.device, self.engine_name, self.precision, BATCH)
         return self._engine(images)
 
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        """As they are kept, on the CPU: half as much to exchange."""
+        return self.engine(images).to("cpu", torch.float16)
+
     def _facts(self, rows: np.ndarray, **more) -> dict:
         rows_hash = hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest()
         return {
@@ -68,8 +73,9 @@ class Extractor:
         used = np.unique(np.concatenate([self.data.train, self.data.database, self.data.val, self.data.test]))
 
         def extract(start: int):
-            for images in prefetch(eval_batches(self.data, used, self.size, BATCH, start, self.workers)):
-                yield self.engine(images)
+            turns = distributed.my_turns()
+            batches = eval_batches(self.data, used, self.size, BATCH, start, self.workers, turns)
+            return distributed.in_turn(map(self._features, prefetch(batches)))
 
         features = self.cache.get(
             self._facts(used, kind="evaluation", crop=self.data.crop),
@@ -85,11 +91,11 @@ class Extractor:
         n = len(self.data.train)
 
         def extract(start: int):
+            turns = distributed.my_turns()
             batches = view_batches(
-                self.data, n_views, self.view_seed, self.size, BATCH, self.device, start, self.workers, quarters
+                self.data, n_views, self.view_seed, self.size, BATCH, self.device, start, self.workers, quarters, turns
             )
-            for images in prefetch(batches):
-                yield self.engine(images)
+            return distributed.in_turn(map(self._features, prefetch(batches)))
 
         turned = {"quarters": quarters} if quarters else {}
         facts = self._facts(self.data.train, kind="views", flip=self.data.flip, view_seed=self.view_seed, **turned)

@@ -8,6 +8,7 @@ the smaller one, and a resumed run meets the views that it would have met.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from data.sources import ArrayImages
 from data.splits import HashingData
 from data.transforms import ViewParams, crop_view, eval_transform, sample_views, views_of_crops, views_of_stack
+from utils import distributed
 from utils.errors import UserError
 from utils.features import prefetch
 from utils.seeds import generator
@@ -23,15 +25,22 @@ Engine = Callable[[torch.Tensor], torch.Tensor]
 
 
 def eval_batches(
-    data: HashingData, rows: np.ndarray, size: int, batch_size: int, start: int = 0, workers: int = 4
+    data: HashingData,
+    rows: np.ndarray,
+    size: int,
+    batch_size: int,
+    start: int = 0,
+    workers: int = 4,
+    turns: slice = slice(None),
 ) -> Iterator[torch.Tensor]:
-    """Images ``rows[start:]`` as evaluation sees them, uint8 [B, 3, size, size]."""
+    """Images ``rows[start:]`` as evaluation sees them, uint8 [B, 3, size, size]; of the batches only ``turns``."""
+    firsts = range(start, len(rows), batch_size)[turns]
     if isinstance(data.images, ArrayImages):
-        for first in range(start, len(rows), batch_size):
+        for first in firsts:
             yield eval_transform(data.images.pixels[rows[first : first + batch_size]], size, data.crop)
         return
     with ThreadPoolExecutor(workers) as pool:
-        for first in range(start, len(rows), batch_size):
+        for first in firsts:
             part = rows[first : first + batch_size]
             yield torch.stack(list(pool.map(lambda i: eval_transform(data.images[i], size, data.crop), part)))
 
@@ -68,14 +77,21 @@ def view_batches(
     start: int = 0,
     workers: int = 4,
     quarters: int = 0,
+    turns: slice = slice(None),
 ) -> Iterator[torch.Tensor]:
-    """Views 0..n_views-1 of all training images, view by view, from row ``start`` on (row = view * n + image)."""
+    """Views 0..n_views-1 of all training images, view by view, from row ``start`` on (row = view * n + image); of the
+    batches only ``turns``."""
     n = len(data.train)
-    with ThreadPoolExecutor(workers) as pool:
+
+    def parts():
         for view in range(start // n, n_views):
             params = view_params(data, view, seed)
             for rows in torch.arange(start % n if view == start // n else 0, n).split(batch_size):
-                yield turn(make_views(data, rows, params[rows], size, device, pool), quarters)
+                yield rows, params
+
+    with ThreadPoolExecutor(workers) as pool:
+        for rows, params in islice(parts(), turns.start, turns.stop, turns.step):
+            yield turn(make_views(data, rows, params[rows], size, device, pool), quarters)
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,7 @@ class FreshViews:
         order = torch.randperm(len(self.data.train), generator=generator("order", self.seed, epoch))
         sizes = {size for _, size in self.networks}
         with ThreadPoolExecutor(self.workers) as pool:
-            for index in order.split(batch_size):
+            for index in order.split(batch_size)[distributed.my_turns()]:
                 yield (
                     index,
                     {
@@ -168,7 +184,7 @@ class FreshViews:
                     },
                 )
 
-    def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
+    def _batches(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
         for index, pixels in prefetch(self._pixels(epoch, batch_size)):
             pairs = [network(pixels[s]).float().unflatten(0, (2, len(index))) for network, s in self.networks]
             turned = []
@@ -176,4 +192,9 @@ class FreshViews:
                 for (network, s), pair in zip(self.networks, pairs, strict=True):
                     plain = pixels[s][: len(index)]
                     turned.append(torch.stack([pair[0], *(network(turn(plain, q)).float() for q in (1, 2, 3))]))
+            if distributed.size() > 1:  # other processes use other GPUs
+                pairs, turned = [p.cpu() for p in pairs], [t.cpu() for t in turned]
             yield ViewBatch(index, pairs, turned)
+
+    def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
+        yield from distributed.in_turn(self._batches(epoch, batch_size))

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from utils import distributed
 from utils.errors import UserError, guarded
 from utils.runs import file_lock, write_json, written_aside
 
@@ -34,7 +35,7 @@ DTYPE = np.float16
 def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one, else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -81,7 +82,10 @@ class OpenVINOEngine:
                 "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[
                     precision
                 ],
-                "PERFORMANCE_HINT": "LATENCY",  # one stream that uses every core
+                "PERFORMANCE_HINT": "LATENCY",  # one stream that uses every core, or this process's share of them
+                "INFERENCE_NUM_THREADS": max(1, os.cpu_count() // distributed.local_size())
+                if distributed.size() > 1
+                else 0,
             },
         )
 
@@ -184,12 +188,19 @@ class FeatureCache:
         entry = self.folder / name
         entry.mkdir(parents=True, exist_ok=True)
         data = entry / "features.bin"
-        if self._complete(entry, dim) < rows:
-            with file_lock(entry / "lock"):  # of several processes one extracts, the others wait
-                start = self._complete(entry, dim)
-                if start < rows:
-                    write_json(entry / "facts.json", facts)
-                    self._append(data, entry / "rows.json", start, rows, dim, extract, title)
+        if not all(distributed.gather(self._complete(entry, dim) >= rows)):
+            if distributed.is_first():
+                with file_lock(entry / "lock"):  # of several runs one extracts, the others wait
+                    start = distributed.from_first(self._complete(entry, dim))
+                    if start < rows:
+                        write_json(entry / "facts.json", facts)
+                        self._append(data, entry / "rows.json", start, rows, dim, extract, title)
+            elif (start := distributed.from_first(None)) < rows:
+                for _ in extract(start):  # rank 0 writes
+                    pass
+            distributed.from_first(None)  # all wait until rank 0 has written
+            if min(distributed.gather(self._complete(entry, dim))) < rows:
+                raise UserError(f"{entry}: not every process sees it; put --cache-dir on storage that all share")
         os.utime(entry)
         if self.limit is not None:
             prune(self.folder, self.limit, keep=name)

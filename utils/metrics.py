@@ -6,6 +6,9 @@ R the query's relevant items in the whole database. mAP is the mean over queries
 
 b bits give only b + 1 distances, so most ranks are ties. "stable" ranks ties in the database's order; "expected" is
 the exact expectation of AP@k over uniformly random orders of each tie.
+
+Under torchrun every process calls these functions with the same codes, searches its part of the database, and all get
+the whole's result.
 """
 
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from numba import njit, prange
 from numba.extending import intrinsic
 from scipy.special import gammaln
 
+from utils import distributed
 from utils.codes import hamming_topk, pack, to_array
 
 DENOMINATORS = ("retrieved", "min", "total")
@@ -52,12 +56,17 @@ def distance_histograms(query_codes, database_codes, query_labels, database_labe
     """
     bits = query_codes.shape[1]
     q_labels, d_labels = _same_width(multi_hot(query_labels), multi_hot(database_labels))
-    counts = count_distances(
-        _words(pack(query_codes)),
-        _words(pack(database_codes)),
-        _words(np.packbits(q_labels, axis=1)),
-        _words(np.packbits(d_labels, axis=1)),
-        bits + 1,
+    mine = distributed.my_shard(len(database_codes))
+    counts = sum(
+        distributed.gather(
+            count_distances(
+                _words(pack(query_codes)),
+                _words(pack(database_codes[mine])),
+                _words(np.packbits(q_labels, axis=1)),
+                _words(np.packbits(d_labels[mine], axis=1)),
+                bits + 1,
+            )
+        )
     )
     return Histograms(counts.sum(axis=2), counts[..., 1])
 
@@ -111,6 +120,18 @@ def count_shared(query_labels, database_labels, bins):
                 shared += _popcount(query_labels[q, w] & database_labels[i, w])
             counts[q, np.int64(shared)] += 1
     return counts
+
+
+def nearest(query_codes, database_codes, k: int) -> np.ndarray:
+    """The k nearest of every query by Hamming distance, ties in the database's order: int64 [q, k]."""
+    n = len(database_codes)
+    mine = distributed.my_shard(n)
+    distances, indices = hamming_topk(pack(query_codes), pack(database_codes[mine]), min(k, mine.stop - mine.start))
+    if distributed.size() == 1:
+        return indices
+    # One number that sorts by distance, then by place in the whole database.
+    keys = np.concatenate(distributed.gather(distances.astype(np.int64) * n + indices + mine.start), axis=1)
+    return np.sort(keys, axis=1)[:, :k] % n
 
 
 def relevant_among(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
@@ -265,7 +286,7 @@ def mean_average_precision(
     if ties == "expected":
         histograms = distance_histograms(query_codes, database_codes, query_labels, database_labels)
         return float(expected_ap(histograms, k)[denominator].mean())
-    _, indices = hamming_topk(pack(query_codes), pack(database_codes), k)
+    indices = nearest(query_codes, database_codes, k)
     relevant = relevant_among(indices, query_labels, database_labels)
     if denominator == "retrieved":
         n_relevant = np.zeros(len(relevant), dtype=np.int64)
@@ -292,7 +313,7 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
     k = min(k, len(database_codes))
     histograms = distance_histograms(query_codes, database_codes, query_labels, database_labels)
     n_relevant = histograms.relevant.sum(axis=1)
-    _, indices = hamming_topk(pack(query_codes), pack(database_codes), k)
+    indices = nearest(query_codes, database_codes, k)
     relevant = relevant_among(indices, query_labels, database_labels)
     stable, expected = stable_ap(relevant, n_relevant), expected_ap(histograms, k)
     found, hits = np.cumsum(histograms.total, axis=1), np.cumsum(histograms.relevant, axis=1)  # [q, b + 1]

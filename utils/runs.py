@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from utils import distributed
 from utils.errors import UserError
 
 # Arguments that may differ when a run is resumed, since its result does not depend on them.
@@ -107,7 +108,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, args: dict, resume: bool):
-        self.folder = Path(folder)
+        self.folder = distributed.run_folder(folder)
         self.rows: list[dict] = []
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in sorted(args.items())}
         known = self.folder / "args.yaml"
@@ -155,7 +156,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.path("summary.json").exists()
+        return distributed.from_first(self.path("summary.json").exists())
 
 
 def read_args(folder: Path) -> dict:

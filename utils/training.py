@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils import distributed
 from utils.errors import UserError
 from utils.runs import Run, save_atomically
 
@@ -55,8 +56,8 @@ def fit(
     best: dict[str, dict] = {}
     stale, first, seconds = 0, 0, 0.0
     last = run.path("last.pt")
-    if last.exists():
-        state = read_checkpoint(last, KIND)
+    state = distributed.from_first(read_checkpoint(last, KIND) if last.exists() else None)
+    if state is not None:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         best, stale, first, seconds, run.rows = (state[k] for k in ("best", "stale", "epoch", "seconds", "rows"))
