@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data import cifar10, digits, folder, from_lists
+from data import cifar10, digits, folder, from_lists, shards
 from data.coco import COCO
 from data.from_lists import Protocol
 from data.imagenet100 import IMAGENET100
@@ -22,6 +22,7 @@ DATASETS = {
     "cifar10": lambda args, root: cifar10.load(root),
     "digits": lambda args, root: digits.load(limit=args.limit),
     "folder": lambda args, root: folder.load(root, skip_broken=args.skip_broken, seed=args.split_seed),
+    "shards": lambda args, root: shards.load(root, seed=args.split_seed),
     **{name: _from_lists(protocol) for name, protocol in PROTOCOLS.items()},
 }
 

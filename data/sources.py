@@ -5,6 +5,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -59,8 +60,8 @@ class FileImages:
         return digest.hexdigest()
 
 
-def decode(path: Path) -> torch.Tensor:
-    """An image file as uint8 RGB [3, H, W]; grayscale, palette, alpha (over white) and 16-bit files included.
+def decode(file: Path | BinaryIO, name: str | None = None) -> torch.Tensor:
+    """An image file (or its bytes, and what to call them) as uint8 RGB [3, H, W]; grayscale, palette, alpha (over white) and 16-bit files included.
 
     Raises:
         UserError: the file is missing, empty, truncated or no image.
@@ -68,13 +69,13 @@ def decode(path: Path) -> torch.Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 image.load()
                 return F.pil_to_tensor(_to_rgb(image))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such image file") from None
+        raise UserError(f"{file}: no such image file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error or type(error).__name__})") from None
+        raise UserError(f"{name or file}: not a readable image ({error or type(error).__name__})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
