@@ -300,9 +300,8 @@ def main() -> None:
     write_training_codes(run.folder, best.encode(train_features))
     run.finish(summary)
     for name, found in summary["best"].items():
-        print(
-            f"validation {name.upper()} mAP@{images.k} {found['value']:.4f}, epoch {found['epoch']} of {summary['epochs']}"
-        )
+        where = f"epoch {found['epoch']} of {summary['epochs']}"
+        print(f"validation {name.upper()} mAP@{images.k} {found['value']:.4f}, {where}")
     print(f"in {run.folder}")
 
 

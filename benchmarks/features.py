@@ -1,7 +1,7 @@
 """Raw image to view to feature on disk, side by side: python benchmarks/features.py
 
 The first row is the plain way: torchvision transforms one image at a time, eager PyTorch in bfloat16. The others are
-the project's batched views with each engine and precision. Every row says how far its features are from eager float32's.
+the project's batched views with each engine and precision; each row says how far its features are from eager float32's.
 """
 
 import argparse

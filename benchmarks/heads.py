@@ -1,20 +1,21 @@
-"""A training step on banked features against its matrix products alone, and a big bank on disk: python benchmarks/heads.py
+"""A training step on banked features against its matrix products alone, and a big bank: python benchmarks/heads.py
 
-One core. "linear" is the head of a ViT or a ResNet (768 features), "mlp" that of EfficientNet (1000 logits, a hidden layer).
+One core. "linear" is the head of a ViT or a ResNet (768 features), "mlp" that of EfficientNet (1000 logits).
 """
 
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from measure import anonymous_mib, median_seconds  # noqa: E402
 
 from data.views import BankedViews  # noqa: E402
 from losses.hashing import HASHING  # noqa: E402
@@ -29,15 +30,6 @@ ARGS = SimpleNamespace(
     **dict.fromkeys(("mask", "cluster", "offset", "false_negatives", "individual", "structural"), True),
     **{"temperature": 0.3, "alpha": 0.8, "kl_weight": 0.001, "variant": "paper"},
 )
-
-
-def median_seconds(function, times: int) -> float:
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
 
 
 def matmuls(kind: str, dim: int):
@@ -114,12 +106,6 @@ def heads(epochs: int) -> dict:
             print(f"{method} {results['methods_ms'][method]:.1f}", end="  ", flush=True)
     print()
     return results
-
-
-def anonymous_mib() -> float:
-    """Memory of this process that no file backs."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def bank() -> dict:

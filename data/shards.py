@@ -1,4 +1,4 @@
-"""Images in WebDataset tar shards: train-000000.tar, ..., test-*.tar, and, if there are any, database-*.tar and val-*.tar.
+"""Images in WebDataset tar shards: train-*.tar, test-*.tar and, if there are any, database-*.tar and val-*.tar.
 
 A sample is KEY.jpg (or another image) with KEY.cls, which holds a class number, or a 0/1 row such as "0 1 0". The heads
 of a shard's members are read once; then each image is one read at its offset, so shards need no unpacking, and under

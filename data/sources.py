@@ -61,7 +61,11 @@ class FileImages:
 
 
 def decode(file: Path | BinaryIO, name: str | None = None) -> torch.Tensor:
-    """An image file (or its bytes, and what to call them) as uint8 RGB [3, H, W]; grayscale, palette, alpha (over white) and 16-bit files included.
+    """An image file as uint8 RGB [3, H, W]; grayscale, palette, alpha (over white) and 16-bit files included.
+
+    Args:
+        file: a path, or the file's content.
+        name: what to call it in errors; a path speaks for itself.
 
     Raises:
         UserError: the file is missing, empty, truncated or no image.

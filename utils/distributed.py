@@ -3,7 +3,7 @@
 Backbones are frozen, so a batch's features do not depend on any step taken: the ranks pass batches through them in
 turn, exchange the features, and then every rank takes every step. The search of a database is shared the same way.
 What is exchanged is bound for the disk or for a small head, so gloo carries it, on GPU machines too. Results have the
-same bits for any number of processes. Rank 0 alone writes; run folders and the cache must be on storage that all ranks see.
+same bits for any number of processes. Rank 0 alone writes; run folders and the cache must be on storage that all see.
 
 Without torchrun there is one process and every function here is trivial.
 """

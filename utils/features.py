@@ -74,7 +74,7 @@ class OpenVINOEngine:
             warnings.simplefilter("ignore")  # the converter traces, and tracing warns of what it is
             model = openvino.convert_model(backbone.cpu(), example_input=example)
         model.reshape([batch_size, 3, size, size])
-        self.batch_size = batch_size
+        self.model, self.batch_size = model, batch_size
         self.compiled = openvino.compile_model(
             model,
             "CPU",
