@@ -17,8 +17,8 @@ def distances(rows: torch.Tensor) -> torch.Tensor:
 def angles(rows: torch.Tensor) -> torch.Tensor:
     """Cosine of the angle at k between i and j for all triples, [B, b] -> [B, B, B] (k, i, j).
 
-    Equal rows have no direction between them: their cosines are 0 and so is their gradient. (Dividing by a small epsilon
-    would multiply it by a trillion, and codes of a batch are often equal.)
+    Equal rows have no direction between them: their cosines are 0 and so is their gradient. (Dividing by a small
+    epsilon would multiply it by a trillion, and codes of a batch are often equal.)
     """
     edges = rows[None] - rows[:, None]  # [B, B, b]
     squared = edges.pow(2).sum(dim=2, keepdim=True)

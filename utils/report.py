@@ -1,7 +1,7 @@
 """Tables and figures out of many runs: ``python -m utils.report runs/*/test.json --out DIR``.
 
-Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one
-row a run and setting), table.md, table.tex, map.png, and where they apply bits.png (mAP by code length), sensitivity.png
+Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
+a run and setting), table.md, table.tex, map.png, and where they apply bits.png (mAP by code length), sensitivity.png
 (BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired bootstrap).
 """
 
