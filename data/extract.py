@@ -10,7 +10,7 @@ from data import transforms
 from data.splits import HashingData
 from data.views import eval_batches, view_batches
 from utils import distributed
-from utils.features import FeatureCache, choose_engine, engine_version, make_engine, parse_size, prefetch
+from utils.features import FeatureCache, choose_engine, engine_version, make_engine, one_late, parse_size, prefetch
 
 BATCH = 64
 
@@ -48,10 +48,6 @@ class Extractor:
             self._engine = make_engine(self.backbone, self.size, self.device, self.engine_name, self.precision, BATCH)
         return self._engine(images)
 
-    def _features(self, images: torch.Tensor) -> torch.Tensor:
-        """As they are kept, on the CPU: half as much to exchange."""
-        return self.engine(images).to("cpu", torch.float16)
-
     def _facts(self, rows: np.ndarray, **more) -> dict:
         rows_hash = hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest()
         return {
@@ -75,7 +71,7 @@ class Extractor:
         def extract(start: int):
             turns = distributed.my_turns()
             batches = eval_batches(self.data, used, self.size, BATCH, start, self.workers, turns)
-            return distributed.in_turn(map(self._features, prefetch(batches)))
+            return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
         features = self.cache.get(
             self._facts(used, kind="evaluation", crop=self.data.crop),
@@ -95,7 +91,7 @@ class Extractor:
             batches = view_batches(
                 self.data, n_views, self.view_seed, self.size, BATCH, self.device, start, self.workers, quarters, turns
             )
-            return distributed.in_turn(map(self._features, prefetch(batches)))
+            return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
         turned = {"quarters": quarters} if quarters else {}
         facts = self._facts(self.data.train, kind="views", flip=self.data.flip, view_seed=self.view_seed, **turned)
@@ -122,7 +118,7 @@ def add_arguments(parser) -> None:
     group.add_argument("--view-seed", type=int, default=0, help="seed of the cached views; shared by runs of all seeds")
     group.add_argument("--size", type=int, default=transforms.SIZE, help="pixels, height and width of the input")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--engine", default="auto", help="auto, torch or openvino (CPU)")
+    group.add_argument("--engine", default="auto", help="auto, torch, compile (torch.compile) or openvino (CPU)")
     group.add_argument(
         "--precision", default="auto", help="of the frozen backbones: auto, float32, bfloat16 or float16"
     )

@@ -1,6 +1,9 @@
 #!/bin/sh
-# Times side by side in one run; ratios are printed, numbers go to results/benchmarks.
+# Times side by side in one run; ratios are printed, numbers go to results/benchmarks. Parts: sh scripts/benchmark.sh heads
 set -eu
 . "$(dirname "$0")/env.sh"
-"$PY" benchmarks/evaluation.py
-"$PY" benchmarks/features.py
+[ $# -gt 0 ] || set -- evaluation heads features inference cost lists
+for PART in "$@"; do
+    echo "== $PART"
+    "$PY" "benchmarks/$PART.py"
+done

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -28,6 +29,8 @@ from utils.features import (
     TorchEngine,
     choose_engine,
     entries,
+    make_engine,
+    one_late,
     parse_size,
     pick_device,
     prefetch,
@@ -164,7 +167,31 @@ def test_prefetch_keeps_order_hands_errors_on_and_can_be_left():
     left.close()  # returns: the thread behind it stops
 
 
+def test_batches_are_one_late_and_all_there():
+    made = []
+
+    def batches():
+        for i in range(3):
+            made.append(i)
+            yield torch.full((2, 1), float(i))
+
+    late = one_late(batches())
+    first = next(late)
+    assert made == [0, 1] and first.dtype == torch.float16
+    assert [first[0, 0].item(), *(b[0, 0].item() for b in late)] == [0, 1, 2]
+    assert list(one_late(iter([]))) == []
+
+
 # Engines and backbones
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_engine_agrees():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.rand(5, 3, 16, 16)
+    known = TorchEngine(module, CPU, torch.float32)(images)
+    assert (make_engine(module, 16, CPU, "compile", torch.float32, 4)(images) - known).abs().max() < 1e-5
 
 
 def test_engines_agree():
