@@ -83,7 +83,7 @@ def _lines(file: Path) -> list[str]:
 
 def _labels_of(file: Path, number: int, words: list[str], width: int) -> bytes:
     if len(words) != width:
-        raise UserError(f"{file}:{number}: {len(words)} labels, the lines before have {width}")
+        raise UserError(f"{file}:{number}: {len(words)} labels, {width} are needed")
     row = "".join(words)
     if len(row) != width or not set(row) <= {"0", "1"}:
         wrong = next(w for w in words if w not in ("0", "1"))

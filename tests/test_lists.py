@@ -50,7 +50,7 @@ def test_prefix_is_removed_and_dots_are_normalised(tmp_path):
 
 
 FAULTS = {
-    "few labels": ("a.jpg 1 0\nb.jpg 1\n", r"x\.txt:2: 1 labels, the lines before have 2|x\.txt:2"),
+    "few labels": ("a.jpg 1 0\nb.jpg 1\n", r"x\.txt:2: 1 labels, 2 are needed|x\.txt:2"),
     "no label": ("a.jpg\n", r"x\.txt:1: a path and at least one"),
     "not 0 or 1": ("a.jpg 1 0\nb.jpg 2 0\n", r"x\.txt:2: label '2' is not 0 or 1"),
     "two digits": ("a.jpg 1 0\nb.jpg 10 0\n", r"x\.txt:2: label '10' is not 0 or 1"),

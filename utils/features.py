@@ -50,7 +50,7 @@ def pick_device(name: str) -> torch.device:
 class TorchEngine:
     """uint8 [B, 3, S, S] -> features float32 [B, D], by PyTorch in channels_last, autocast to ``precision``.
 
-    ``compiled``: through torch.compile, which takes a minute at the first batch and needs a C++ compiler (CPU) or Triton.
+    ``compiled``: by torch.compile, which takes a minute at the first batch and needs a C++ compiler (CPU) or Triton.
     """
 
     def __init__(self, backbone: nn.Module, device: torch.device, precision: torch.dtype, compiled: bool = False):
