@@ -230,6 +230,7 @@ def main() -> None:
         "student_backbone": hashers[0].name,
         "engine": hashers[0].features.engine_name,
         "precision": str(hashers[0].features.precision),
+        "multi_label": bool((images.labels.sum(axis=1) > 1).any()),
         "pretrained": all(h.pretrained for h in hashers),
         "commit": trained["commit"],
         "command": trained["command"],

@@ -14,10 +14,20 @@ import pytest
 from conftest import ROOT
 
 from utils.compare import Cell, slug
-from utils.report import latex, markdown, order, paired_bootstrap, read_rows, significance, table_of, write_report
+from utils.report import (
+    latex,
+    markdown,
+    order,
+    paired_bootstrap,
+    precision_recall,
+    read_rows,
+    significance,
+    table_of,
+    write_report,
+)
 
 
-def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None):
+def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None, multi_label=False):
     report = {
         "k": 10,
         "map": {"stable/retrieved": value, "expected/min": 0.1},
@@ -25,6 +35,7 @@ def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None):
         "ndcg": 0.4,
         "precision_at": {"10": 0.3},
         "precision_radius_2": 0.0,
+        "precision_recall": {"precision": [value, 0.2], "recall": [0.1, 1.0], "answered": [0.6, 1.0]},
     }
     folder = tmp_path / f"{method}_{bits}_{seed}".replace(" ", "_")
     folder.mkdir()
@@ -41,6 +52,7 @@ def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None):
         "engine": "torch",
         "precision": "float32",
         "pretrained": True,
+        "multi_label": multi_label,
         "commit": "c",
         "teacher_commit": "t",
         "teacher_command": "y",
@@ -70,6 +82,21 @@ def test_a_table_has_mean_and_deviation_over_seeds_and_the_best_student_bold(tmp
     text = markdown(header, lines)
     assert len({len(line) for line in text.splitlines()}) == 1  # aligned
     assert r"\textbf{0.7000 $\pm$ 0.1414}" in latex(header, lines)
+
+
+def test_precision_and_recall_are_means_over_seeds_of_the_longest_codes(tmp_path):
+    files = [
+        result(tmp_path, m, s, 32, v) for m, s, v in (("brcd", 0, 0.6), ("brcd", 1, 0.8), ("brcd alpha=1", 0, 0.1))
+    ]
+    found = precision_recall(read_rows([*files, result(tmp_path, "brcd", 0, 16, 0.3)]))
+    assert set(found) == {"sshp", "ashp"} and set(found["sshp"]) == {"brcd", "teacher"}
+    assert found["sshp"]["brcd"]["precision"] == pytest.approx([0.7, 0.2])
+
+
+def test_several_labels_an_image_get_ndcg_in_the_table(tmp_path):
+    text = write_report(read_rows([result(tmp_path, multi_label=True)]), tmp_path / "out")
+    assert "16 bits SSHP NDCG" in text and "0.4000" in text
+    assert (tmp_path / "out" / "precision_recall.png").stat().st_size > 1000
 
 
 def test_teacher_and_none_come_first_and_brcd_last():

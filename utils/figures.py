@@ -143,6 +143,29 @@ def draw_by_bits(rows, methods: list[str], path: Path) -> None:
     _save(figure, path)
 
 
+def draw_precision_recall(curves: dict[str, dict[str, dict[str, np.ndarray]]], path: Path) -> None:
+    """Precision over recall, a line a method and a point a Hamming radius; by setting, then method."""
+    with plt.rc_context(PLAIN):
+        figure, axes = plt.subplots(
+            1, len(curves), figsize=(4.2 * len(curves) + 1, 3.4), squeeze=False, layout="constrained"
+        )
+        names = list(dict.fromkeys(name for of_setting in curves.values() for name in of_setting))
+        for ax, (setting, methods) in zip(axes[0], sorted(curves.items(), reverse=True), strict=True):
+            for name, curve in methods.items():
+                filled = curve["answered"] >= 0.5  # a precision of few queries says little
+                ax.plot(
+                    curve["recall"][filled],
+                    curve["precision"][filled],
+                    label=name,
+                    color=f"C{names.index(name)}" if names.index(name) < 10 else "black",
+                    lw=2 if name == "brcd" else 1,
+                    ls="--" if name == "teacher" else "-",
+                )
+            ax.set(title=setting.upper(), xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+        axes[0, 0].legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
 def draw_sensitivity(sweeps: dict, path: Path) -> None:
     """mAP over alpha, margin and the number of clusters."""
     with plt.rc_context(PLAIN):

@@ -1,8 +1,8 @@
 """Tables and figures out of many runs: ``python -m utils.report runs/*/test.json --out DIR``.
 
 Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
-a run and setting), table.md, table.tex, map.png, and where they apply bits.png (mAP by code length), sensitivity.png
-(BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired bootstrap).
+a run and setting), table.md, table.tex, map.png, precision_recall.png, and where they apply bits.png (by code length),
+sensitivity.png (BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired bootstrap).
 """
 
 import argparse
@@ -66,6 +66,7 @@ def _row(result: dict, setting: str, file: Path) -> dict:
         "engine": result["engine"],
         "precision": result["precision"],
         "pretrained": result["pretrained"],
+        "multi_label": result["multi_label"],
         "commit": result["teacher_commit" if alone else "commit"],
         "command": result["teacher_command" if alone else "command"],
         "run": result["run"],
@@ -86,7 +87,11 @@ def table_of(rows: pd.DataFrame, metrics: list[str]) -> tuple[list[str], list[li
     columns = [
         (b, s, m) for b in sorted(rows["bits"].unique()) for m in metrics for s in SETTINGS if s in set(rows["setting"])
     ]
-    header = ["method", *(f"{b} bits {s.upper()} {m.replace('map', 'mAP')}" for b, s, m in columns), "seeds"]
+    header = [
+        "method",
+        *(f"{b} bits {s.upper()} {m.replace('map', 'mAP').replace('ndcg', 'NDCG')}" for b, s, m in columns),
+        "seeds",
+    ]
     methods = sorted(rows["method"].unique(), key=order)
     means = {(name, *c): stats[c[2], "mean"].get((name, *c[:2]), float("nan")) for name in methods for c in columns}
     best = {
@@ -189,9 +194,25 @@ def swept(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
+def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """By setting and method: precision, recall and share of queries answered within each radius, mean over the seeds;
+    of the longest codes. Ablations and settings of one method are left to the table."""
+    longest = rows[(rows["bits"] == rows["bits"].max()) & ~rows["method"].str.contains(" ")]
+    found: dict[str, dict] = {}
+    for (setting, name), runs in longest.groupby(["setting", "method"]):
+        curves = []
+        for file in runs["file"]:
+            result = json.loads(Path(file).read_text())
+            curves.append(result["teacher" if name == "teacher" else setting]["precision_recall"])
+        found.setdefault(setting, {})[name] = {key: np.mean([c[key] for c in curves], axis=0) for key in curves[0]}
+    return found
+
+
 def write_report(rows: pd.DataFrame, out: Path) -> str:
     """Everything into ``out``; returns the tables as text."""
-    metrics = ["map"] if rows["bits"].nunique() > 1 or "p@100" not in rows else ["map", "p@100"]
+    metrics = ["map"]
+    if rows["bits"].nunique() == 1:  # there is room for more
+        metrics += ["ndcg"] if rows["multi_label"].any() else ["p@100"] if "p@100" in rows else []
     texts, tex = [], []
     students = rows[rows["method"] != "teacher"]
     groups = list(students.groupby(["dataset", "teacher", "student"])) or [
@@ -216,6 +237,7 @@ def write_report(rows: pd.DataFrame, out: Path) -> str:
     figures.draw_bars(rows, sorted(rows["method"].unique(), key=order), out / "map.png")
     if rows["bits"].nunique() > 1:
         figures.draw_by_bits(rows, sorted(rows["method"].unique(), key=order), out / "bits.png")
+    figures.draw_precision_recall(precision_recall(rows), out / "precision_recall.png")
     if sweeps := swept(rows):
         figures.draw_sensitivity(sweeps, out / "sensitivity.png")
     compared = significance(rows)
