@@ -115,7 +115,8 @@ def test_a_report_writes_everything(tmp_path):
     text = write_report(read_rows(files), tmp_path / "out")
     assert "32 bits SSHP mAP" in text and "brcd alpha=0.5" in text
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"rows.csv", "table.md", "table.tex", "map.png", "bits.png", "sensitivity.png", "significance.csv"}
+    figures = {"map.png", "precision_recall.png", "bits.png", "sensitivity.png"}
+    assert names == figures | {"rows.csv", "table.md", "table.tex", "significance.csv"}
     assert len(pd.read_csv(tmp_path / "out" / "significance.csv")) == 3 * 2 * 2
 
 
