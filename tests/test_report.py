@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 
 from utils.compare import Cell, slug
@@ -93,6 +94,24 @@ def test_precision_and_recall_are_means_over_seeds_of_the_longest_codes(tmp_path
     assert found["sshp"]["brcd"]["precision"] == pytest.approx([0.7, 0.2])
 
 
+def test_the_records_hold_arguments_and_epochs_of_students_and_teachers(tmp_path):
+    file = result(tmp_path)
+    for folder, args in ((file.parent, {"teacher": str(tmp_path / "t"), "lr": 0.1}), (tmp_path / "t", {"lr": 0.2})):
+        folder.mkdir(exist_ok=True)
+        (folder / "args.yaml").write_text(yaml.safe_dump(args))
+        (folder / "environment.json").write_text('{"commit": "c"}')
+        (folder / "summary.json").write_text('{"epochs": 2}')
+        (folder / "log.csv").write_text("epoch,loss\n1,3.5\n2,2.5\n")
+    write_report(read_rows([file]), tmp_path / "out")
+    runs = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    assert [(r["arguments"]["lr"], r["epochs"], r["environment"]["commit"]) for r in runs] == [
+        (0.1, 2, "c"),
+        (0.2, 2, "c"),
+    ]
+    log = pd.read_csv(tmp_path / "out" / "logs.csv")
+    assert log["loss"].tolist() == [3.5, 2.5] * 2 and log["run"].nunique() == 2
+
+
 def test_several_labels_an_image_get_ndcg_in_the_table(tmp_path):
     text = write_report(read_rows([result(tmp_path, multi_label=True)]), tmp_path / "out")
     assert "16 bits SSHP NDCG" in text and "0.4000" in text
@@ -116,7 +135,7 @@ def test_a_report_writes_everything(tmp_path):
     assert "32 bits SSHP mAP" in text and "brcd alpha=0.5" in text
     names = {p.name for p in (tmp_path / "out").iterdir()}
     figures = {"map.png", "precision_recall.png", "bits.png", "sensitivity.png"}
-    assert names == figures | {"rows.csv", "table.md", "table.tex", "significance.csv"}
+    assert names == figures | {"rows.csv", "table.md", "table.tex", "significance.csv", "runs.jsonl"}
     assert len(pd.read_csv(tmp_path / "out" / "significance.csv")) == 3 * 2 * 2
 
 

@@ -2,7 +2,8 @@
 
 Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
 a run and setting), table.md, table.tex, map.png, precision_recall.png, and where they apply bits.png (by code length),
-sensitivity.png (BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired bootstrap).
+sensitivity.png (BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired bootstrap). What the
+rows come from is in runs.jsonl (arguments, environment, summary) and logs.csv (every epoch).
 """
 
 import argparse
@@ -14,7 +15,7 @@ import pandas as pd
 
 from utils import figures
 from utils.errors import UserError, guarded
-from utils.runs import written_aside
+from utils.runs import read_args, read_environment, written_aside
 
 KEYS = ["dataset", "teacher", "student", "method", "bits", "setting"]
 FIRST = ["teacher", "none"]  # at the top of a table; the rest follows by name, BRCD last
@@ -194,6 +195,29 @@ def swept(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
+def write_records(rows: pd.DataFrame, out: Path) -> None:
+    """runs.jsonl, a line a run with its arguments, environment and summary, and logs.csv, all epochs of all runs: the
+    students of the rows and their teachers."""
+    folders = list(dict.fromkeys(Path(file).parent for file in rows["file"]))
+    folders = [folder for folder in folders if (folder / "summary.json").exists()]
+    taught_by = (read_args(folder).get("teacher") for folder in folders)
+    folders += dict.fromkeys(Path(teacher) for teacher in taught_by if teacher and Path(teacher) not in folders)
+    runs, logs = [], []
+    for folder in folders:
+        summary = json.loads((folder / "summary.json").read_text())
+        runs.append(
+            {"run": str(folder), **summary, "arguments": read_args(folder), "environment": read_environment(folder)}
+        )
+        if (folder / "log.csv").exists():  # a teacher by ITQ has no epochs
+            logs.append(pd.read_csv(folder / "log.csv").assign(run=str(folder)))
+    with written_aside(out / "runs.jsonl", "w") as file:
+        file.writelines(json.dumps(run) + "\n" for run in runs)
+    if logs:
+        log = pd.concat(logs)
+        with written_aside(out / "logs.csv", "w") as file:
+            log[["run", *log.columns.drop("run")]].to_csv(file, index=False, float_format="%.5g")
+
+
 def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """By setting and method: precision, recall and share of queries answered within each radius, mean over the seeds;
     of the longest codes. Ablations and settings of one method are left to the table."""
@@ -234,6 +258,7 @@ def write_report(rows: pd.DataFrame, out: Path) -> str:
     for name, content in (("table.md", text), ("table.tex", "\n\n".join(tex))):
         with written_aside(out / name, "w") as file:
             file.write(content + "\n")
+    write_records(rows, out)
     figures.draw_bars(rows, sorted(rows["method"].unique(), key=order), out / "map.png")
     if rows["bits"].nunique() > 1:
         figures.draw_by_bits(rows, sorted(rows["method"].unique(), key=order), out / "bits.png")
