@@ -10,6 +10,7 @@ Without torchrun there is one process and every function here is trivial.
 
 import atexit
 import datetime
+import functools
 import os
 import shutil
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from utils.errors import UserError
 
@@ -32,7 +34,7 @@ def start() -> None:
     dist.init_process_group("gloo", timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     if not is_first():
-        os.environ["TQDM_DISABLE"] = "1"
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
         sys.stdout = open(os.devnull, "w")
     elif torch.cuda.is_available() and torch.cuda.device_count() < local_size():
         raise UserError(f"{local_size()} processes share {torch.cuda.device_count()} GPUs; use --nproc_per_node gpu")
