@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     group = parser.add_argument_group("method")
     group.add_argument("--method", default="brcd", help=f"one of: {', '.join(METHODS)}")
     group.add_argument(
-        "--rotated-views", type=int, default=4, help="sskd: of the cached views, how many are also rotated"
+        "--rotated-views", type=int, default=2, help="sskd: of the cached views, how many are also rotated"
     )
     group.add_argument("--kd-weight", type=float, default=1.0, help="of the distillation term")
     group.add_argument("--alpha", type=float, default=0.8, help="brcd: share of the individual space")
