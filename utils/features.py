@@ -227,7 +227,7 @@ class FeatureCache:
             if min(distributed.gather(self._complete(entry, dim))) < rows:
                 raise UserError(f"{entry}: not every process sees it; put --cache-dir on storage that all share")
         os.utime(entry)
-        if self.limit is not None:
+        if self.limit is not None and distributed.is_first():
             prune(self.folder, self.limit, keep=name)
         return np.memmap(data, dtype=DTYPE, mode="r", shape=(rows, dim))
 
