@@ -165,8 +165,11 @@ def ndcg(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
     gained = (np.exp2(shared_labels(indices, query_labels, database_labels)) - 1) @ discount
     query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     most = int(query.sum(axis=1).max(initial=0))
-    words = (_words(np.packbits(labels, axis=1)) for labels in (query, database))
-    counts = count_shared(*words, most + 1)[:, :0:-1]  # [q, most] items by shared labels, most first, none left out
+    if most == 1:
+        counts = query.astype(np.int64) @ database.sum(axis=0, dtype=np.int64)[:, None]  # [q, 1]
+    else:
+        words = (_words(np.packbits(labels, axis=1)) for labels in (query, database))
+        counts = count_shared(*words, most + 1)[:, :0:-1]  # [q, most] items by shared labels, most first
     # In that order they fill the ideal ranking's ranks.
     filled = np.pad(np.minimum(np.cumsum(counts, axis=1), k), ((0, 0), (1, 0)))  # [q, most + 1]
     totals = np.concatenate([[0.0], np.cumsum(discount)])  # discounts of the first r ranks
