@@ -33,7 +33,7 @@ from utils.runs import environment, write_json  # noqa: E402
 CPU, SIZE, BITS, CALIBRATION = torch.device("cpu"), 224, 64, 256
 
 
-def median_ms(function, seconds: float = 2.0) -> float:
+def median_ms(function, seconds: float = 1.0) -> float:
     """Of as many calls as fit."""
     function()
     times, end = [], time.perf_counter() + seconds

@@ -26,7 +26,7 @@ CROP_TRIES = 10
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, torchvision's grayscale
 
 # Part of every feature cache key: raise it when a change here changes pixels.
-VERSION = 1
+VERSION = 2
 
 
 def eval_transform(image: torch.Tensor, size: int, crop: bool) -> torch.Tensor:
@@ -121,19 +121,15 @@ def resize_weights(start: torch.Tensor, length: torch.Tensor, source: int, size:
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def blur_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
-    """[B, size, size] matrices of the 3-tap Gaussian blur with reflected edges; identity where sigma is 0."""
+def blur_rows(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The 3-tap Gaussian blur down the second last dimension of [B, ..., size, n], with reflected edges; nothing where
+    sigma [B] is 0."""
     side = torch.where(sigma > 0, torch.exp(-0.5 / sigma.clamp(min=1e-3) ** 2), torch.zeros_like(sigma))
-    side = (side / (1 + 2 * side))[:, None, None]  # [B, 1, 1]
-    eye = torch.eye(size, device=sigma.device)
-    neighbours = torch.zeros(size, size, device=sigma.device)
-    row = torch.arange(size, device=sigma.device)
-    reflect = max(size - 2, 0)
-    neighbours.index_put_((row, (row - 1).abs()), torch.ones((), device=sigma.device), accumulate=True)
-    neighbours.index_put_(
-        (row, torch.where(row == size - 1, reflect, row + 1)), torch.ones((), device=sigma.device), accumulate=True
-    )
-    return (1 - 2 * side) * eye + side * neighbours
+    side = (side / (1 + 2 * side)).view(-1, *[1] * (x.dim() - 1))
+    last = x.shape[-2] - 1
+    row = torch.arange(last + 1, device=x.device)
+    before, after = (row - 1).abs(), torch.where(row == last, max(last - 1, 0), row + 1)
+    return x + side * (x.index_select(-2, before) + x.index_select(-2, after) - 2 * x)
 
 
 def luma(x: torch.Tensor) -> torch.Tensor:
@@ -199,10 +195,10 @@ def views_of_stack(images: torch.Tensor, params: ViewParams, size: int) -> torch
     columns = torch.where(params.flip[:, None, None], columns.flip(1), columns)
     weight = rows.mean(dim=1)[:, :, None] * columns.mean(dim=1)[:, None, :]  # [B, H, W] each pixel's share of the view
     x = change_colours(images.float() / 255, params, weight)
-    blur = blur_weights(params.sigma, size)
-    rows, columns = blur @ rows, blur @ columns
-    x = rows[:, None] @ x @ columns[:, None].transpose(2, 3)  # [B, 3, size, size]
-    return (x * 255).round().to(torch.uint8)
+    rows, columns = blur_rows(rows, params.sigma), blur_rows(columns, params.sigma)
+    # Weights sum to 1, so the half that rounding adds can be added here, where the images are small.
+    x = (rows[:, None] @ (x * 255 + 0.5)).flatten(1, 2) @ columns.mT  # [B, 3 size, size]
+    return x.to(torch.uint8).unflatten(1, (3, size))
 
 
 def views_of_crops(crops: torch.Tensor, params: ViewParams) -> torch.Tensor:
@@ -214,8 +210,8 @@ def views_of_crops(crops: torch.Tensor, params: ViewParams) -> torch.Tensor:
         crops.new_full((1, 1, 1), 1 / size**2, dtype=torch.float32).expand(len(crops), size, size),
     )
     rows = torch.nonzero(params.sigma)[:, 0]
-    blur = blur_weights(params.sigma[rows], size)[:, None]
-    x[rows] = blur @ x[rows] @ blur.transpose(2, 3)
+    sigma = params.sigma[rows]
+    x[rows] = blur_rows(blur_rows(x[rows], sigma).mT, sigma).mT
     return (x * 255).round().to(torch.uint8)
 
 
