@@ -26,6 +26,7 @@ from utils.runs import environment, write_json  # noqa: E402
 from utils.training import train_epoch  # noqa: E402
 
 N, BITS, BATCH, CLUSTERS, EPOCHS = 5000, 64, 64, 10, 400
+STEPS = -(-N // BATCH)  # an epoch's
 ARGS = SimpleNamespace(
     **dict.fromkeys(("mask", "cluster", "offset", "false_negatives", "individual", "structural"), True),
     **{"temperature": 0.3, "alpha": 0.8, "kl_weight": 0.001, "variant": "paper"},
@@ -77,18 +78,17 @@ def training(kind: str, dim: int, method: str):
 
 def heads(epochs: int) -> dict:
     results = {}
-    steps = -(-N // BATCH)
     print(f"{'head':22} {'step ms':>8} {'matmuls ms':>11} {'ratio':>6} {f'{EPOCHS} epochs s':>13}")
     for kind, dim in (("linear", 768), ("mlp", 1000)):
         epoch = training(kind, dim, "brcd")
         epoch(0)
-        step = median_seconds(lambda epoch=epoch: epoch(1), epochs) / steps
+        step = median_seconds(lambda epoch=epoch: epoch(1), epochs) / STEPS
         alone = median_seconds(matmuls(kind, dim), 300)
         row = {
             "step_ms": step * 1e3,
             "matmuls_ms": alone * 1e3,
             "ratio": step / alone,
-            "seconds": step * steps * EPOCHS,
+            "seconds": step * STEPS * EPOCHS,
         }
         results[f"{kind} {dim}"] = row
         print(
@@ -102,7 +102,7 @@ def heads(epochs: int) -> dict:
         if not METHODS[method].rotations:
             epoch = training("linear", 768, method)
             epoch(0)
-            results["methods_ms"][method] = median_seconds(lambda epoch=epoch: epoch(1), 2) / steps * 1e3
+            results["methods_ms"][method] = median_seconds(lambda epoch=epoch: epoch(1), 2) / STEPS * 1e3
             print(f"{method} {results['methods_ms'][method]:.1f}", end="  ", flush=True)
     print()
     return results

@@ -12,6 +12,7 @@ import numpy as np
 import data
 from data.from_lists import Protocol, read_parts, without_leaks
 from data.lists import ImageList, merge, missing_files, read_list
+from data.shards import ShardImages
 from data.sources import FileImages, broken_images
 from utils.errors import UserError, guarded
 
@@ -50,8 +51,8 @@ def check_lists(parts: dict[str, ImageList], drop_leaks: bool) -> tuple[dict[str
     return parts, problems
 
 
-def check_images(root: Path, names: list[str], workers: int) -> list[str]:
-    broken = list(broken_images(FileImages(root, names), workers).values())
+def check_images(images: FileImages | ShardImages, workers: int) -> list[str]:
+    broken = list(broken_images(images, workers).values())
     more = [f"and {len(broken) - SHOWN} more broken images"] if len(broken) > SHOWN else []
     return broken[:SHOWN] + more
 
@@ -91,12 +92,14 @@ def main() -> None:
             root = args.data_dir or Path("data") / args.dataset
             problems += missing_files(root, list(parts.values()))
             there = sorted({name for one in parts.values() for name in one.names if (root / name).is_file()})
-            problems += check_images(root, there, args.workers)
+            problems += check_images(FileImages(root, there), args.workers)
     else:
         images = data.load(args)
         rows = {p: getattr(images, p) for p in ("train", "database", "val", "test")}
         counts, labels = {p: len(r) for p, r in rows.items()}, {p: images.labels[r] for p, r in rows.items()}
         classes = images.classes
+        if isinstance(images.images, ShardImages) and not args.no_images:  # a folder's were decoded to load it
+            problems += check_images(images.images, args.workers)
     print(describe(counts, labels, classes))
     if problems:
         raise UserError(f"{len(problems)} problems: " + "; ".join(problems))

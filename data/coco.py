@@ -1,4 +1,4 @@
-"""MS-COCO, 80 labels: HashNet's lists, or DeepHash-pytorch's with the database that ``data.derive_coco`` makes.
+"""MS-COCO, 80 labels: HashNet's lists, or DeepHash-pytorch's with the database that ``data.fetch_lists`` derives.
 
 HashNet's own database list holds all of its 5,000 test images (drop them: --drop-leaks).
 """

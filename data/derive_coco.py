@@ -1,18 +1,14 @@
 """The COCO database of DeepHash-pytorch's protocol, which publishes train and test alone.
 
-It is HashNet's train and database less that test, 117,218 images:
-
-    python -m data.derive_coco --hashnet-train F --hashnet-database F --test F --out database.txt
+It is HashNet's train and database less that test, 117,218 images; ``python -m data.fetch_lists coco`` derives it.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from data.coco import COCO
-from data.lists import ImageList, read_list
-from utils.errors import UserError, guarded
+from data.lists import ImageList
+from utils.errors import UserError
 from utils.runs import written_aside
 
 DERIVED = 117_218
@@ -44,19 +40,3 @@ def write_list(file: Path, one: ImageList) -> None:
     with written_aside(file, "w") as out:
         for name, row in zip(one.names, one.labels, strict=True):
             out.write(f"{name} {' '.join(map(str, row))}\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Derive the COCO database list of 117,218 images.")
-    for name in ("hashnet-train", "hashnet-database", "test"):
-        parser.add_argument(f"--{name}", type=Path, required=True, metavar="LIST")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    lists = (read_list(f, COCO.n_labels, COCO.prefix) for f in (args.hashnet_train, args.hashnet_database, args.test))
-    found = derive(*lists)
-    write_list(args.out, found)
-    print(f"{args.out}: {len(found):,} images")
-
-
-if __name__ == "__main__":
-    guarded(main)

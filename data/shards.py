@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import tarfile
+import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -169,19 +170,26 @@ def load(root: Path, seed: int = 0) -> HashingData:
 
 def write(images: HashingData, out: Path, per_shard: int) -> list[Path]:
     """Every part of a data set as shards; files keep their bytes, arrays become PNG."""
-    if any(Path(out).glob("*.tar")):
-        raise UserError(f"{out}: holds shards already; choose another --out")
-    Path(out).mkdir(parents=True, exist_ok=True)
+    if Path(out).exists():
+        raise UserError(f"{out}: is there already; choose another --out")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=f".{Path(out).name}.") as aside:
+        write_parts(images, Path(aside) / "shards", per_shard)
+        os.replace(Path(aside) / "shards", out)  # all of them, or none
+    return sorted(Path(out).glob("*.tar"))
+
+
+def write_parts(images: HashingData, folder: Path, per_shard: int) -> None:
+    folder.mkdir()
     single = (images.labels.sum(axis=1) == 1).all()
     for part in PARTS:
         rows = getattr(images, part)
-        with webdataset.ShardWriter(f"{out}/{part}-%06d.tar", maxcount=per_shard, verbose=0) as shards:
+        with webdataset.ShardWriter(f"{folder}/{part}-%06d.tar", maxcount=per_shard, verbose=0) as shards:
             for number, row in enumerate(tqdm(rows, part, unit="img")):
                 ending, content = encoded(images, row)
                 known = images.labels[row]
                 label = str(known.argmax()) if single else " ".join(map(str, known))
                 shards.write({"__key__": f"{number:09d}", ending: content, "cls": label.encode()})
-    return sorted(Path(out).glob("*.tar"))
 
 
 def encoded(images: HashingData, row: int) -> tuple[str, bytes]:

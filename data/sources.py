@@ -94,8 +94,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def broken_images(images: FileImages, workers: int = 4) -> dict[int, str]:
-    """Decode every file once; {position: why} of those that do not decode."""
+def broken_images(images, workers: int = 4) -> dict[int, str]:
+    """Decode every image of a source once; {position: why} of those that do not decode."""
 
     def reason(index: int) -> str | None:
         try:

@@ -15,6 +15,7 @@ class HashingData:
     """A data set with its split; ``train``, ``database``, ``val`` and ``test`` are positions in ``images``.
 
     Attributes:
+        images: a source of pixels: its length, ``[i]`` as uint8 [3, H, W], ``names`` and a ``fingerprint``.
         labels: uint8 [n, L] of 0/1; one 1 a row for single-label sets. Never used in training, only to judge.
         k: the field's cut-off for mAP@k on this set.
         crop: False resizes to size x size for evaluation; True resizes the short side, then crops the centre.

@@ -22,6 +22,7 @@ from models.backbones import (
     set_batch_norm_statistics,
 )
 from models.hash_model import HashHead, student_head
+from utils import distributed
 from utils.errors import UserError
 from utils.features import (
     FeatureCache,
@@ -185,13 +186,42 @@ def test_batches_are_one_late_and_all_there():
 # Engines and backbones
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_engine_agrees():
+def small_network() -> nn.Module:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_a_compiled_engine_agrees_or_says_that_it_cannot_compile():
     images = torch.rand(5, 3, 16, 16)
-    known = TorchEngine(module, CPU, torch.float32)(images)
-    assert (make_engine(module, 16, CPU, "compile", torch.float32, 4)(images) - known).abs().max() < 1e-5
+    engine = make_engine(small_network(), 16, CPU, "compile", torch.float32, 4)
+    if shutil.which("g++"):
+        known = TorchEngine(small_network(), CPU, torch.float32)(images)
+        assert (engine(images) - known).abs().max() < 1e-5
+    else:
+        with pytest.raises(UserError, match="--engine compile does not work here .*use --engine torch"):
+            engine(images)
+
+
+def test_what_cannot_be_compiled_is_one_line(monkeypatch):
+    def fails(graph, inputs):
+        raise OSError("no working C++ compiler\nand much more")
+
+    compile_by = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_by(module, backend=fails))
+    engine = make_engine(small_network(), 16, CPU, "compile", torch.float32, 4)
+    with pytest.raises(UserError, match=r"does not work here \(no working C\+\+ compiler\); use --engine torch"):
+        engine(torch.rand(5, 3, 16, 16))
+
+
+def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distributed, "local_rank", lambda: 3)
+    assert [str(pick_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:3",
+        "cuda:3",
+        "cuda:1",
+        "cpu",
+    ]
 
 
 def test_engines_agree():

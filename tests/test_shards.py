@@ -117,10 +117,32 @@ def test_labels_of_two_widths_and_a_broken_image_are_named(tmp_path):
 
 
 def test_shards_are_a_data_set_of_the_command_lines(tmp_path, capsys):
-    shards.write(digits.load(limit=12), tmp_path, per_shard=100)
+    out = tmp_path / "shards"
+    shards.write(digits.load(limit=12), out, per_shard=100)
     parser = argparse.ArgumentParser()
     data.add_arguments(parser)
-    data.load(parser.parse_args(["--dataset", "shards", "--data-dir", str(tmp_path)]))
+    data.load(parser.parse_args(["--dataset", "shards", "--data-dir", str(out)]))
     assert "12 train" in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds shards already"):
-        shards.write(digits.load(limit=12), tmp_path, per_shard=100)
+    with pytest.raises(UserError, match="is there already"):
+        shards.write(digits.load(limit=12), out, per_shard=100)
+
+
+def test_shards_appear_all_or_not_at_all(tmp_path, monkeypatch):
+    def stops(images, row, done=[]):  # noqa: B006  (counts its calls)
+        done.append(row)
+        if len(done) > 15:
+            raise KeyboardInterrupt
+        return "png", png()
+
+    monkeypatch.setattr(shards, "encoded", stops)
+    with pytest.raises(KeyboardInterrupt):
+        shards.write(digits.load(limit=12), tmp_path / "out", per_shard=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_check_decodes_shards(tmp_path, command):
+    for part in ("train", "test"):
+        tar_of(tmp_path / f"{part}-0.tar", {"1.png": png(), "1.cls": b"0", "2.png": b"broken", "2.cls": b"1"})
+    done = command("-m", "data.check", "--dataset", "shards", "--data-dir", tmp_path)
+    assert done.returncode == 1 and "train-0.tar/2.png: not a readable image" in done.stderr
+    assert command("-m", "data.check", "--dataset", "shards", "--data-dir", tmp_path, "--no-images").returncode == 0

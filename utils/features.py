@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from tqdm import tqdm
 
 from utils import distributed
@@ -44,6 +45,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA GPU can be used here; use --device auto or cpu")
+    if name == "cuda":  # not all processes of a machine on its first GPU
+        return torch.device("cuda", distributed.local_rank())
     return device
 
 
@@ -51,6 +54,9 @@ class TorchEngine:
     """uint8 [B, 3, S, S] -> features float32 [B, D], by PyTorch in channels_last, autocast to ``precision``.
 
     ``compiled``: by torch.compile, which takes a minute at the first batch and needs a C++ compiler (CPU) or Triton.
+
+    Raises:
+        UserError: torch.compile cannot compile here.
     """
 
     def __init__(self, backbone: nn.Module, device: torch.device, precision: torch.dtype, compiled: bool = False):
@@ -64,8 +70,12 @@ class TorchEngine:
         if self.device.type == "cuda":
             images = images.pin_memory() if not images.is_cuda else images
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            return self.module(images).float()
+        try:
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                return self.module(images).float()
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().partition("\n")[0]
+            raise UserError(f"--engine compile does not work here ({reason}); use --engine torch") from None
 
 
 class OpenVINOEngine:
@@ -107,8 +117,8 @@ class OpenVINOEngine:
 def choose_engine(engine: str, precision: str, device: torch.device) -> tuple[str, torch.dtype]:
     """What "auto" means here: (engine, dtype).
 
-    On CUDA auto is float16, on a CPU float32: bfloat16 is twice as fast there, but moves EfficientNet-Lite's features
-    by 6 to 9 % on photographs.
+    On CUDA auto is float16, on a CPU float32: bfloat16 is faster there, but moves EfficientNet-Lite's features by 5 %
+    (results/benchmarks/features.json).
     """
     engines, precisions = ("auto", "torch", "compile", "openvino"), ("auto", "float32", "bfloat16", "float16")
     if engine not in engines or precision not in precisions:
