@@ -60,7 +60,6 @@ class Extractor:
             "engine": engine_version(self.engine_name),
             "precision": str(self.precision),
             "device": self.device.type,
-            "transforms": transforms.VERSION,
             **more,
         }
 
@@ -74,7 +73,7 @@ class Extractor:
             return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
         features = self.cache.get(
-            self._facts(used, kind="evaluation", crop=self.data.crop),
+            self._facts(used, kind="evaluation", transforms=transforms.EVAL_VERSION, crop=self.data.crop),
             len(used),
             self.backbone.dim,
             extract,
@@ -94,7 +93,14 @@ class Extractor:
             return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
         turned = {"quarters": quarters} if quarters else {}
-        facts = self._facts(self.data.train, kind="views", flip=self.data.flip, view_seed=self.view_seed, **turned)
+        facts = self._facts(
+            self.data.train,
+            kind="views",
+            transforms=transforms.VIEW_VERSION,
+            flip=self.data.flip,
+            view_seed=self.view_seed,
+            **turned,
+        )
         features = self.cache.get(facts, n_views * n, self.backbone.dim, extract, f"{self.backbone.name} views")
         return features.reshape(n_views, n, self.backbone.dim)
 

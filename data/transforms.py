@@ -25,8 +25,9 @@ SIGMA = (0.1, 2.0)
 CROP_TRIES = 10
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, torchvision's grayscale
 
-# Part of every feature cache key: raise it when a change here changes pixels.
-VERSION = 2
+# Part of the feature cache's keys: raise one when a change here changes the pixels of evaluation images or of views.
+EVAL_VERSION = 1
+VIEW_VERSION = 2
 
 
 def eval_transform(image: torch.Tensor, size: int, crop: bool) -> torch.Tensor:
