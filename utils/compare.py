@@ -5,14 +5,17 @@ done is skipped, one that was killed resumes. Used through scripts/compare.sh.
 """
 
 import argparse
+import importlib
+import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from utils.errors import UserError, guarded
@@ -44,20 +47,34 @@ class Runner:
 
     def __init__(self, cores: int):
         self.cores, self.failed, self.lock = cores, [], threading.Lock()
+        # Importing PyTorch and the rest costs seconds, of which short runs are mostly made: a server imports them once,
+        # and every command line is a process forked from it.
+        self.processes = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(["train_teacher", "distill", "evaluate"])
 
     def run(self, log: Path, threads: int, *commands: list) -> bool:
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_MININTERVAL": "60"}
-        with open(log, "a") as file:
-            for words in commands:
-                file.write(f"$ python {' '.join(map(str, words))}\n")
-                file.flush()
-                done = subprocess.run([sys.executable, *map(str, words)], stdout=file, stderr=file, env=environment)
-                if done.returncode:
-                    with self.lock:
-                        self.failed.append(log)
-                    return False
+        for words in commands:
+            process = self.processes.Process(target=command_line, args=(log, threads, list(map(str, words))))
+            process.start()
+            process.join()
+            if process.exitcode:
+                with self.lock:
+                    self.failed.append(log)
+                return False
         return True
+
+
+def command_line(log: Path, threads: int, words: list[str]) -> None:
+    """Run ``words``, a script and its arguments, in this process; what it prints is added to ``log``."""
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    print(f"$ python {' '.join(words)}", flush=True)
+    sys.argv = words
+    torch.set_num_threads(threads)
+    with threadpool_limits(threads):
+        guarded(importlib.import_module(Path(words[0]).stem).main)
 
 
 def slug(method: str) -> str:
@@ -171,6 +188,7 @@ def main() -> None:
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: it must be at least 1")
     args.runs = Path("runs") / args.name
+    os.environ["TQDM_MININTERVAL"] = "60"  # of the runs' bars, which end in files
     common = ["--dataset", args.dataset, "--views", args.views, "--device", args.device, "--cache-dir", args.cache_dir]
     common += ["--data-dir", args.data_dir] if args.data_dir else []
     common += args.flags.split()

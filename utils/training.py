@@ -107,8 +107,9 @@ def fit(
             for name, value in row.items():
                 if name != "epoch":
                     board.add_scalar(name, value, epoch)
+            shown = {k: f"{v:.4f}" for k, v in row.items() if k != "epoch"} | {"stale": stale}
+            bar.set_postfix(shown, refresh=False)  # update() draws, no oftener than the bar's interval
             bar.update()
-            bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k != "epoch"} | {"stale": stale})
             if validated or time.monotonic() - saved > SAVE_SECONDS:
                 save(epoch)
                 run.write_log()
