@@ -36,6 +36,9 @@ DEFAULTS = {
     "student_size": None,
     "student_features": "auto",
     "head": "auto",
+    "temperature": 0.3,
+    "lr": 1e-3,
+    "batch_size": 64,
 }
 BRCD_DEFAULTS = {
     "variant": "paper",
@@ -122,11 +125,11 @@ def settings(args, run_args, images: HashingData, device: torch.device) -> tuple
     }, [student, teacher]
 
 
-def method_name(run_args) -> str:
+def method_name(run_args, teacher_args: dict) -> str:
     """The method with everything that is not at its default, such as "brcd no-mask margin=0.2"."""
     if not hasattr(run_args, "teacher"):
         return "teacher"
-    defaults = DEFAULTS | (BRCD_DEFAULTS if run_args.method == "brcd" else {})
+    defaults = DEFAULTS | {"views": teacher_args["views"]} | (BRCD_DEFAULTS if run_args.method == "brcd" else {})
     words = [run_args.method]
     for name, default in defaults.items():
         value = getattr(run_args, name)
@@ -221,7 +224,7 @@ def main() -> None:
         "queries": args.queries,
         "n_queries": len(queries),
         "n_database": len(database),
-        "method": method_name(run_args),
+        "method": method_name(run_args, teacher_args),
         "seed": run_args.seed,
         "teacher_seed": teacher_args["seed"],
         "teacher_hashing": teacher_args["hashing"],

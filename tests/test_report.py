@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from evaluate import BRCD_DEFAULTS, DEFAULTS, method_name
 from utils.compare import Cell, slug
+from utils.errors import UserError
 from utils.report import (
     latex,
     markdown,
@@ -83,6 +86,30 @@ def test_a_table_has_mean_and_deviation_over_seeds_and_the_best_student_bold(tmp
     text = markdown(header, lines)
     assert len({len(line) for line in text.splitlines()}) == 1  # aligned
     assert r"\textbf{0.7000 $\pm$ 0.1414}" in latex(header, lines)
+
+
+def test_two_runs_of_one_seed_are_no_row_in_common(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir(), second.mkdir()
+    files = [result(first), result(second)]
+    assert len(read_rows([files[0], files[0]])) == 3
+    with pytest.raises(UserError, match="a/brcd_16_0/test.json and .*b/brcd_16_0/test.json: both are seed 0 of 'brcd'"):
+        read_rows(files)
+
+
+def test_a_run_is_named_by_what_is_not_at_its_default():
+    every = {**DEFAULTS, **BRCD_DEFAULTS, "teacher": "t", "method": "brcd", "views": 8}
+    named = {
+        "brcd": {},
+        "brcd no-mask": {"mask": False},
+        "brcd views=4": {"views": 4},
+        "brcd temperature=0.5 margin=0.2": {"margin": 0.2, "temperature": 0.5},
+        "brcd released": {"variant": "released"},
+        "kl": {"method": "kl", "margin": 0.2},
+    }
+    for name, changed in named.items():
+        assert method_name(Namespace(**{**every, **changed}), {"views": 8}) == name
+    assert method_name(Namespace(views=8), {"views": 8}) == "teacher"
 
 
 def test_precision_and_recall_are_means_over_seeds_of_the_longest_codes(tmp_path):

@@ -29,10 +29,10 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
     """One row for each run and search setting; the teacher of several students appears once.
 
     Raises:
-        UserError: a file is missing or not what evaluate.py wrote.
+        UserError: a file is missing or not what evaluate.py wrote, or two different runs would share a row and a seed.
     """
     rows = []
-    for file in files:
+    for file in dict.fromkeys(files):
         try:
             result = json.loads(Path(file).read_text())
             rows += [_row(result, setting, file) for setting in (*SETTINGS, "teacher") if setting in result]
@@ -42,7 +42,16 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
             raise UserError(f"{file}: not a result of evaluate.py ({error!r}); evaluate that run again") from None
     if not rows:
         raise UserError("no results in the files given")
-    return pd.DataFrame(rows).drop_duplicates([*KEYS, "seed"]).sort_values([*KEYS, "seed"]).reset_index(drop=True)
+    found = pd.DataFrame(rows)
+    key = [*KEYS, "seed"]
+    found = found[~(found["method"].eq("teacher") & found.duplicated(key))]
+    for _, same in found[found.duplicated(key, keep=False)].groupby(key):
+        run = same.iloc[0]
+        raise UserError(
+            f"{' and '.join(same['file'])}: both are seed {run['seed']} of '{run['method']}' at {run['bits']} bits; "
+            "name one of them"
+        )
+    return found.sort_values([*KEYS, "seed"]).reset_index(drop=True)
 
 
 def _row(result: dict, setting: str, file: Path) -> dict:
