@@ -91,7 +91,7 @@ def test_a_table_has_mean_and_deviation_over_seeds_and_the_best_student_bold(tmp
 def test_two_runs_of_one_seed_are_no_row_in_common(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir(), second.mkdir()
-    files = [result(first), result(second)]
+    files = [result(first), result(second, value=0.4)]
     assert len(read_rows([files[0], files[0]])) == 3
     with pytest.raises(UserError, match="a/brcd_16_0/test.json and .*b/brcd_16_0/test.json: both are seed 0 of 'brcd'"):
         read_rows(files)

@@ -88,14 +88,14 @@ def draw_bars(rows, methods: list[str], path: Path) -> None:
     groups = list(rows.groupby(["teacher", "bits"]))
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(
-            1,
             len(groups),
-            figsize=(len(groups) * max(3.5, 0.62 * len(methods) + 1.2), 3.6),
+            1,
+            figsize=(max(3.5, 0.62 * len(methods) + 1.2), 2.6 * len(groups) + 1),
             squeeze=False,
-            sharey=True,
+            sharex=True,
             layout="constrained",
         )
-        for ax, ((teacher, bits), group) in zip(axes[0], groups, strict=True):
+        for ax, ((teacher, bits), group) in zip(axes[:, 0], groups, strict=True):
             for shift, setting in ((-0.2, "sshp"), (0.2, "ashp")):
                 stats = (
                     group[group["setting"] == setting].groupby("method")["map"].agg(["mean", "std"]).reindex(methods)
@@ -109,9 +109,8 @@ def draw_bars(rows, methods: list[str], path: Path) -> None:
                     label=setting.upper(),
                 )
                 ax.bar_label(bars, [f"{v:.2f}" if v == v else "" for v in stats["mean"]], fontsize=6, padding=2)
-            ax.set_xticks(np.arange(len(methods)), methods, rotation=35, ha="right", fontsize=7)
-            ax.set(ylim=(0, 1), title=f"{teacher}, {bits} bits")
-        axes[0, 0].set_ylabel("mAP@k")
+            ax.set(ylim=(0, 1), ylabel="mAP@k", title=f"{teacher}, {bits} bits")
+        axes[-1, 0].set_xticks(np.arange(len(methods)), methods, rotation=35, ha="right", fontsize=7)
         axes[0, 0].legend(frameon=False, loc="upper left", ncols=2)
     _save(figure, path)
 

@@ -44,7 +44,7 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
         raise UserError("no results in the files given")
     found = pd.DataFrame(rows)
     key = [*KEYS, "seed"]
-    found = found[~(found["method"].eq("teacher") & found.duplicated(key))]
+    found = found[~(found.duplicated(key) & (found["method"].eq("teacher") | found.duplicated([*key, "map"])))]
     for _, same in found[found.duplicated(key, keep=False)].groupby(key):
         run = same.iloc[0]
         raise UserError(
