@@ -84,7 +84,7 @@ def test_killed_while_writing_any_file(tmp_path, monkeypatch, nth):
     (folder / ".last.pt.torn").write_text("what a SIGKILL leaves behind")
     resumed, _ = train(folder)
     assert same(whole.state_dict(), resumed.state_dict())
-    assert not list(folder.glob(".*")) and (folder / "environment.json").exists()
+    assert not list(folder.glob(".*.*")) and (folder / "environment.json").exists()
 
 
 def test_best_checkpoints_are_kept_apart(tmp_path):
@@ -142,6 +142,14 @@ def test_a_run_folder_belongs_to_its_arguments(tmp_path):
         Run(tmp_path / "full", ARGS, True)
     with pytest.raises(UserError, match="no run folder"):
         read_args(tmp_path / "nowhere")
+
+
+def test_a_run_folder_has_one_process_at_a_time(tmp_path):
+    first = Run(tmp_path / "r", ARGS, False)
+    with pytest.raises(UserError, match="r: another process is at work there"):
+        Run(tmp_path / "r", ARGS, True)
+    del first
+    Run(tmp_path / "r", ARGS, True)
 
 
 def test_a_run_holds_its_environment(tmp_path):

@@ -71,10 +71,17 @@ def command_line(log: Path, threads: int, words: list[str]) -> None:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     print(f"$ python {' '.join(words)}", flush=True)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     sys.argv = words
     torch.set_num_threads(threads)
     with threadpool_limits(threads):
         guarded(importlib.import_module(Path(words[0]).stem).main)
+
+
+def end_with_parent() -> None:
+    """A grid that was killed leaves no run behind that the next one would meet."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def slug(method: str) -> str:

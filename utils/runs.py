@@ -50,6 +50,24 @@ def file_lock(path: Path) -> Iterator[None]:
         yield
 
 
+def held_alone(folder: Path):
+    """A lock on ``folder`` that lasts as long as what is returned, and no longer than this process.
+
+    Raises:
+        UserError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(
+            f"{folder}: another process is at work there; wait for its end, or choose another --run-dir"
+        ) from None
+    return lock
+
+
 def save_atomically(path: Path, content) -> None:
     # Through memory: torch turns a full disk into its own error, a plain write says what happened.
     buffer = io.BytesIO()
@@ -104,7 +122,7 @@ class Run:
     """A folder that belongs to one set of arguments.
 
     Raises:
-        UserError: the folder holds another run, or the same one and ``resume`` was not given.
+        UserError: the folder holds another run, or the same one and ``resume`` was not given, or it is in use.
     """
 
     def __init__(self, folder: Path, args: dict, resume: bool):
@@ -120,7 +138,8 @@ class Run:
                 )
         elif self.folder.exists() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
             raise UserError(f"{self.folder}: is not empty and holds no run (no args.yaml); choose another --run-dir")
-        else:
+        self._lock = held_alone(self.folder)
+        if not known.exists():
             with written_aside(known, "w") as file:
                 yaml.safe_dump(plain, file)
         for torn in self.folder.glob(".*.*"):  # what a killed process was writing aside
