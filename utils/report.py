@@ -149,21 +149,25 @@ def latex(header: list[str], lines: list[list[str]]) -> str:
     )
 
 
-def paired_bootstrap(difference: np.ndarray, seed: int = 0) -> tuple[float, float, float, float]:
-    """(mean, low, high, p) of paired AP differences [seeds, queries]: 95 % interval and two-sided p.
+def paired_bootstrap(difference: np.ndarray, seed: int = 0) -> np.ndarray:
+    """mean, low, high, p of paired AP differences [..., seeds, queries]: 95 % interval and two-sided p, [..., 4].
 
     Seeds and queries are both drawn again with replacement, so the interval covers another training and other queries.
     """
     draw = np.random.default_rng(seed)
-    n_seeds, n_queries = difference.shape
+    *pairs, n_seeds, n_queries = difference.shape
+    flat = difference.reshape(-1, n_queries).T  # [queries, pairs * seeds]
     by_seed = draw.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), RESAMPLES) / n_seeds  # [R, seeds]
-    means = np.empty(RESAMPLES)
-    for part in np.array_split(np.arange(RESAMPLES), max(1, RESAMPLES * n_queries // 10**7)):
+    means = []
+    for part in np.array_split(by_seed, max(1, RESAMPLES * n_queries // 10**7)):
         by_query = draw.multinomial(n_queries, np.full(n_queries, 1 / n_queries), len(part)) / n_queries
-        means[part] = ((by_query @ difference.T) * by_seed[part]).sum(axis=1)
-    p = min(1.0, 2 * (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (RESAMPLES + 1))  # never 0: it is an estimate
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(difference.mean()), float(low), float(high), float(p)
+        means.append(np.einsum("rps,rs->rp", (by_query @ flat).reshape(len(part), -1, n_seeds), part))
+    means = np.concatenate(means)  # [R, pairs]
+    beyond = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
+    p = np.minimum(1, 2 * (beyond + 1) / (RESAMPLES + 1))  # never 0: it is an estimate
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    mean = difference.mean(axis=(-2, -1)).ravel()
+    return np.stack([mean, low, high, p], axis=-1).reshape(*pairs, 4)
 
 
 def significance(rows: pd.DataFrame) -> pd.DataFrame:
@@ -178,18 +182,20 @@ def significance(rows: pd.DataFrame) -> pd.DataFrame:
                     found[r["seed"]] = kept[setting]
         return found
 
-    lines = []
+    lines, differences = [], []
     for key, group in rows[rows["method"] != "teacher"].groupby(["dataset", "teacher", "student", "bits", "setting"]):
         ours = average_precisions(group[group["method"] == "brcd"], key[-1])
         for name in sorted(set(group["method"]) - {"brcd"}, key=order):
             theirs = average_precisions(group[group["method"] == name], key[-1])
             seeds = sorted(ours.keys() & theirs.keys())
             if seeds:
-                mean, low, high, p = paired_bootstrap(np.stack([theirs[s] - ours[s] for s in seeds]))
-                lines.append(
-                    dict(zip(KEYS[:3] + ["bits", "setting"], key, strict=True))
-                    | {"method": name, "less brcd": mean, "low": low, "high": high, "p": p, "seeds": len(seeds)}
-                )
+                differences.append(np.stack([theirs[s] - ours[s] for s in seeds]))
+                facts = dict(zip([*KEYS[:3], "bits", "setting"], key, strict=True))
+                lines.append({**facts, "method": name, "seeds": len(seeds)})
+    for shape in {d.shape for d in differences}:  # pairs that share their draws are resampled at once
+        same = [i for i, d in enumerate(differences) if d.shape == shape]
+        for i, found in zip(same, paired_bootstrap(np.stack([differences[i] for i in same])), strict=True):
+            lines[i] |= dict(zip(["less brcd", "low", "high", "p"], found, strict=True))
     return pd.DataFrame(lines)
 
 
