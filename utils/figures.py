@@ -115,15 +115,27 @@ def draw_bars(rows, methods: list[str], path: Path) -> None:
     _save(figure, path)
 
 
+def line_styles(names: list[str]) -> dict[str, dict]:
+    """One look a method in every figure: the teacher black and dashed, BRCD thick, its variants dotted."""
+    others = sorted({n for n in names if n != "teacher" and not n.startswith("brcd")})
+    variants = sorted({n for n in names if n.startswith("brcd ")})
+    return (
+        {"teacher": {"color": "black", "ls": "--", "lw": 1.2}}
+        | {name: {"color": f"C{i % 9 + 1}", "lw": 1} for i, name in enumerate(others)}
+        | {"brcd": {"color": "C0", "lw": 2.2}}
+        | {name: {"color": f"C{(i + 3) % 10}", "ls": ":", "lw": 2.2} for i, name in enumerate(variants)}
+    )
+
+
 def draw_by_bits(rows, methods: list[str], path: Path) -> None:
     """mAP over the code length, a line a method, SSHP and ASHP side by side."""
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+        styles = line_styles(methods)
         for ax, setting in zip(axes, ("sshp", "ashp"), strict=True):
-            for i, name in enumerate(methods):
+            for name in methods:
                 mine = rows[(rows["method"] == name) & ((rows["setting"] == setting) | (name == "teacher"))]
                 stats = mine.groupby("bits")["map"].agg(["mean", "std"])
-                ours = name.startswith("brcd")
                 ax.errorbar(
                     stats.index,
                     stats["mean"],
@@ -132,9 +144,7 @@ def draw_by_bits(rows, methods: list[str], path: Path) -> None:
                     marker="o",
                     ms=3,
                     capsize=2,
-                    lw=2 if ours else 1,
-                    ls="--" if name == "teacher" else "-",
-                    color=f"C{i}" if i < 10 else None,
+                    **styles[name],
                 )
             ax.set(title=setting.upper(), xlabel="bits", ylabel="mAP@k")
             ax.set_xticks(sorted(rows["bits"].unique()))
@@ -148,18 +158,11 @@ def draw_precision_recall(curves: dict[str, dict[str, dict[str, np.ndarray]]], p
         figure, axes = plt.subplots(
             1, len(curves), figsize=(4.2 * len(curves) + 1, 3.4), squeeze=False, layout="constrained"
         )
-        names = list(dict.fromkeys(name for of_setting in curves.values() for name in of_setting))
+        styles = line_styles([name for of_setting in curves.values() for name in of_setting])
         for ax, (setting, methods) in zip(axes[0], sorted(curves.items(), reverse=True), strict=True):
             for name, curve in methods.items():
                 filled = curve["answered"] >= 0.5  # a precision of few queries says little
-                ax.plot(
-                    curve["recall"][filled],
-                    curve["precision"][filled],
-                    label=name,
-                    color=f"C{names.index(name)}" if names.index(name) < 10 else "black",
-                    lw=2 if name == "brcd" else 1,
-                    ls="--" if name == "teacher" else "-",
-                )
+                ax.plot(curve["recall"][filled], curve["precision"][filled], label=name, **styles[name])
             ax.set(title=setting.upper(), xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
         axes[0, 0].legend(frameon=False, fontsize=7)
     _save(figure, path)
