@@ -86,6 +86,14 @@ def test_a_table_has_mean_and_deviation_over_seeds_and_the_best_student_bold(tmp
     assert r"\textbf{0.7000 $\pm$ 0.1414}" in latex(header, lines)
 
 
+def test_a_student_of_other_pixels_is_another_student(tmp_path):
+    small = result(tmp_path, value=0.3)
+    small.write_text(json.dumps(json.loads(small.read_text()) | {"student_size": 112}))
+    (tmp_path / "whole").mkdir()
+    rows = read_rows([small, result(tmp_path / "whole")])
+    assert set(rows["student"]) == {"", "small", "small at 112 px"} and set(rows["method"]) == {"teacher", "brcd"}
+
+
 def test_two_runs_of_one_seed_are_no_row_in_common(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir(), second.mkdir()

@@ -56,11 +56,11 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
 
 def _row(result: dict, setting: str, file: Path) -> dict:
     report, alone = result[setting], setting == "teacher"
-    hashing = result["teacher_hashing"]
+    hashing, size = result["teacher_hashing"], result.get("student_size")
     return {
         "dataset": result["dataset"],
         "teacher": result["teacher_backbone"] + ("" if hashing == "cibhash" else f" ({hashing})"),
-        "student": "" if alone else result["student_backbone"],
+        "student": "" if alone else result["student_backbone"] + (f" at {size} px" if size else ""),
         "method": "teacher" if alone else result["method"],
         "bits": result["bits"],
         "setting": "sshp" if alone else setting,
