@@ -24,6 +24,7 @@ from utils.report import (
     precision_recall,
     read_rows,
     significance,
+    swept,
     table_of,
     write_report,
 )
@@ -92,6 +93,12 @@ def test_a_student_of_other_pixels_is_another_student(tmp_path):
     (tmp_path / "whole").mkdir()
     rows = read_rows([small, result(tmp_path / "whole")])
     assert set(rows["student"]) == {"", "small", "small at 112 px"} and set(rows["method"]) == {"teacher", "brcd"}
+
+
+def test_a_sweep_holds_the_default_and_the_ablations_that_are_its_ends(tmp_path):
+    names = ("brcd", "brcd margin=0.3", "brcd no-mask", "brcd no-structural", "kl")
+    found = swept(read_rows([result(tmp_path, name) for name in names]))
+    assert set(found) == {"margin"} and set(found["margin"]["value"]) == {0, 0.3, 0.5}
 
 
 def test_two_runs_of_one_seed_are_no_row_in_common(tmp_path):
