@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from utils.report import read_rows, write_report
 
 # Flags that change which features a student needs; the first cell that needs some gets the whole machine.
 FEATURE_FLAGS = ("--bn", "--student-size", "--student-features", "--views")
+# Methods whose steps take several times as long as the others' begin first, so that no core waits for one at the end.
+SLOW = ("crcd",)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,10 @@ def train_teachers(args, common: list, runner: Runner, cells: list[Cell]) -> Non
         for folder, c in wanted.items()
     ]
     run_all(
-        runner, [(folder.with_suffix(".log"), [words], "features") for folder, words in jobs], "teachers", args.jobs
+        runner,
+        [(folder.with_suffix(".log"), [words], "features", False) for folder, words in jobs],
+        "teachers",
+        args.jobs,
     )
 
 
@@ -151,24 +156,33 @@ def train_students(args, common: list, runner: Runner, cells: list[Cell]) -> Non
             *c.method.split(),
         ]
         evaluate = ["evaluate.py", "--run", c.folder, "--pictures", 0]
-        jobs.append((c.folder.with_suffix(".log"), [distill, evaluate], c.features))
+        jobs.append((c.folder.with_suffix(".log"), [distill, evaluate], c.features, c.method.split()[0] in SLOW))
     run_all(runner, jobs, "students", args.jobs)
 
 
-def run_all(runner: Runner, jobs: list[tuple[Path, list, object]], title: str, parallel: int) -> None:
-    """The first job of each kind of features alone with all cores, since it extracts them; the rest side by side."""
+def run_all(runner: Runner, jobs: list[tuple[Path, list, object, bool]], title: str, parallel: int) -> None:
+    """Of the jobs (log, commands, kind of features, whether slow), the first of each kind runs alone with all cores,
+    since it extracts the features; the rest side by side."""
     with tqdm(total=len(jobs), desc=title, unit="run") as bar:
         rest, seen = [], set()
-        for log, commands, kind in jobs:
+        for job in jobs:
+            log, commands, kind, _ = job
             if kind in seen:
-                rest.append((log, commands))
+                rest.append(job)
                 continue
             seen.add(kind)
             runner.run(log, runner.cores, *commands)
             bar.update()
+        rest.sort(key=lambda job: not job[3])
         with ThreadPoolExecutor(parallel) as pool:
-            for _ in pool.map(lambda job: runner.run(job[0], max(1, runner.cores // parallel), *job[1]), rest):
-                bar.update()
+            threads = max(1, runner.cores // parallel)
+            running = [pool.submit(runner.run, log, threads, *commands) for log, commands, *_ in rest]
+            try:
+                for done in as_completed(running):
+                    done.result()
+                    bar.update()
+            finally:
+                pool.shutdown(cancel_futures=True)  # interrupted, it begins no more
 
 
 def main() -> None:
