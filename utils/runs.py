@@ -92,14 +92,16 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def git_commit() -> str:
-    """The commit this code is at, "+changes" behind it where tracked files differ; "unknown" outside a checkout."""
+    """The commit this code is at, "+changes" behind it where tracked files other than results differ; "unknown" outside
+    a checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        changes = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
