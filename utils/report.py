@@ -20,8 +20,7 @@ from utils.runs import read_args, read_environment, written_aside
 KEYS = ["dataset", "teacher", "student", "method", "bits", "setting"]
 FIRST = ["teacher", "none"]  # at the top of a table; the rest follows by name, BRCD last
 SETTINGS = ["sshp", "ashp"]
-SWEPT = ["alpha", "margin", "clusters"]  # with their defaults, for the sensitivity figure
-SWEPT_DEFAULTS = {"alpha": 0.8, "margin": 0.5, "clusters": 10}
+SWEPT = {"alpha": 0.8, "margin": 0.5, "clusters": 10}  # BRCD's defaults, for the sensitivity figure
 SWEPT_ENDS = {"margin": ("brcd no-mask", 0.0), "alpha": ("brcd no-structural", 1.0)}  # the same by another name
 RESAMPLES = 5000
 
@@ -203,11 +202,11 @@ def significance(rows: pd.DataFrame) -> pd.DataFrame:
 def swept(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """For each of BRCD's hyperparameters: rows with its value, BRCD's own row at the default among them."""
     found = {}
-    for name in SWEPT:
+    for name, default in SWEPT.items():
         explicit = rows[rows["method"].str.fullmatch(rf"brcd {name}=\S+")]
         if len(explicit):
             values = explicit["method"].str.extract(r"=(\S+)")[0].astype(float)
-            ends = [("brcd", SWEPT_DEFAULTS[name]), *([SWEPT_ENDS[name]] if name in SWEPT_ENDS else [])]
+            ends = [("brcd", default), *([SWEPT_ENDS[name]] if name in SWEPT_ENDS else [])]
             others = (rows[rows["method"] == method].assign(value=value) for method, value in ends)
             found[name] = pd.concat([explicit.assign(value=values), *others])
     return found
