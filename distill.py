@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-import data
-from data.extract import BATCH, Extractor, extractor
-from data.extract import add_arguments as add_feature_arguments
+from data.features import BATCH, Extractor, add_feature_arguments, extractor
+from data.load import add_data_arguments, load_data
 from data.views import BankedViews, FreshViews, eval_batches
 from losses.hashing import HASHING
+from losses.masks import bit_masks, cluster_codes, purity
 from losses.methods import METHODS, Batch, Knowledge, Setting
 from models.backbones import (
     BACKBONES,
@@ -27,22 +27,15 @@ from models.backbones import (
     recalibrate_batch_norm,
     set_batch_norm_statistics,
 )
-from models.hash_model import (
-    HashHead,
-    load_head,
-    load_teacher,
-    read_checkpoint,
-    rebuild_backbone,
-    save_head,
-    student_head,
-)
+from models.engines import pick_device
+from models.heads import HashHead, load_head, load_teacher, rebuild_backbone, save_head, student_head
+from retrieval.codes import write_training_codes
+from retrieval.metrics import mean_average_precision
 from utils import distributed
-from utils.clusters import bit_masks, cluster_codes, purity, write_training_codes
 from utils.errors import UserError, guarded
-from utils.features import pick_device
-from utils.metrics import mean_average_precision
+from utils.files import file_lock, save_atomically, written_aside
 from utils.options import check_ranges
-from utils.runs import Run, file_lock, read_args, save_atomically, written_aside
+from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, fit
 
@@ -68,7 +61,7 @@ INHERITED = (
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data.add_arguments(parser)
+    add_data_arguments(parser)
     add_feature_arguments(parser)
     group = parser.add_argument_group("student")
     group.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
@@ -180,7 +173,7 @@ def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndar
     return Knowledge(torch.from_numpy(cluster), torch.from_numpy(centroids), torch.from_numpy(masks))
 
 
-def make_views(
+def training_views(
     args, images, student: Extractor, teacher: Extractor, teacher_head: HashHead, device: torch.device, rotations: bool
 ) -> BankedViews | FreshViews:
     """The student's features and the teacher's logits of random views: out of banks, or new ones each epoch."""
@@ -193,17 +186,17 @@ def make_views(
             images, [(student.engine, student.size), (teach, teacher.size)], args.seed, device, args.workers, rotations
         )
     banks = [student.bank(args.views), teacher_views(teacher_head, teacher.bank(args.views), device)]
-    turned = []
+    rotated = []
     if rotations:
         n = min(args.views, args.rotated_views)
-        turned = [
+        rotated = [
             [bank[:n] for bank in (banks[0], *(student.bank(n, q) for q in (1, 2, 3)))],
             [
                 bank[:n]
                 for bank in (banks[1], *(teacher_views(teacher_head, teacher.bank(n, q), device) for q in (1, 2, 3)))
             ],
         ]
-    return BankedViews(banks, args.seed, turned)
+    return BankedViews(banks, args.seed, rotated)
 
 
 def teacher_views(head: HashHead, bank: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -219,7 +212,7 @@ def main() -> None:
     device = pick_device(args.device)
     schedule = Schedule(args.epochs, args.validate_every, args.patience)
     teacher_head, facts = load_teacher(args.teacher)
-    images = data.load(args)
+    images = load_data(args)
     check_teacher(args, facts, images)
     bits = facts["config"]["bits"]
     teacher_args = read_args(args.teacher)
@@ -235,7 +228,7 @@ def main() -> None:
     teacher = extractor(args, images, teacher_backbone, device, teacher_args["size"])
     student = extractor(args, images, student_backbone, device, args.student_size)
     method_entry = METHODS[args.method]
-    views = make_views(args, images, student, teacher, teacher_head, device, method_entry.rotations)
+    views = training_views(args, images, student, teacher, teacher_head, device, method_entry.rotations)
     knowledge = None
     if method_entry.clusters:
         train_codes = teacher_head.encode(teacher.evaluation(images.train))
@@ -248,11 +241,11 @@ def main() -> None:
     def steps(epoch: int):
         draw = generator("negatives", args.seed, epoch)
         for batch in views.epoch(epoch, args.batch_size):
-            (student_features, teacher_logits), turned = batch.pairs, batch.turned
+            (student_features, teacher_logits), rotated = batch.pairs, batch.rotated
             student_features = student_features.to(device, non_blocking=True)  # [2, B, D]
             logits = head(student_features)  # [2, B, b]
-            student_turned, teacher_turned = (
-                (head(turned[0].to(device)), turned[1].to(device)) if turned else (None, None)
+            student_rotated, teacher_rotated = (
+                (head(rotated[0].to(device)), rotated[1].to(device)) if rotated else (None, None)
             )
             terms = hashing(logits, student_features)
             extra = method(
@@ -261,8 +254,8 @@ def main() -> None:
                     logits,
                     teacher_logits.to(device, non_blocking=True),
                     draw,
-                    student_turned,
-                    teacher_turned,
+                    student_rotated,
+                    teacher_rotated,
                 )
             )
             yield {**terms, **extra, "loss": terms["loss"] + args.kd_weight * sum(extra.values())}
@@ -292,7 +285,7 @@ def main() -> None:
 
     statistics = batch_norm_statistics(student_backbone) if args.bn == "recalibrate" else None
     optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr, fused=True)
-    summary = fit(run, modules, optimizer, steps, validate, save_best, schedule, read_checkpoint)
+    summary = fit(run, modules, optimizer, steps, validate, save_best, schedule)
     train_features = student.evaluation(images.train)
     if not distributed.is_first():
         return

@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import data
-from data.extract import extractor
-from data.splits import HashingData
+from data.dataset import HashingData
+from data.features import extractor
+from data.load import load_data
 from data.transforms import eval_transform
-from models.hash_model import HashHead, load_head, load_teacher, rebuild_backbone
+from models.engines import pick_device
+from models.heads import HashHead, load_head, load_teacher, rebuild_backbone
+from retrieval.codes import pack
+from retrieval.metrics import retrieval_report
 from utils import distributed
-from utils.codes import pack
 from utils.errors import UserError, guarded
-from utils.features import pick_device
 from utils.figures import draw_curves, draw_retrieved
-from utils.metrics import retrieval_report
+from utils.files import write_csv, write_json, written_aside
 from utils.options import check_ranges
-from utils.runs import git_commit, read_args, read_environment, write_csv, write_json, written_aside
+from utils.runs import git_commit, read_args, read_environment
 
 THUMBNAIL = 96
 # What tells one row of a table from another, and the defaults that need no mention.
@@ -153,7 +154,7 @@ def retrieved_rows(
     images: HashingData, report: dict, queries: np.ndarray, database: np.ndarray, count: int
 ) -> list[tuple]:
     def picture(index: int) -> np.ndarray:
-        return eval_transform(images.images[index], THUMBNAIL, images.crop).permute(1, 2, 0).numpy()
+        return eval_transform(images.source[index], THUMBNAIL, images.crop).permute(1, 2, 0).numpy()
 
     chosen = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
     rows = []
@@ -175,7 +176,7 @@ def dump_codes(
                     codes=pack(codes),
                     bits=codes.shape[1],
                     labels=images.labels[rows],
-                    paths=np.array([images.images.names[i] for i in rows]),
+                    paths=np.array([images.source.names[i] for i in rows]),
                 )
 
 
@@ -187,7 +188,7 @@ def main() -> None:
         raise UserError(f"--queries {args.queries}: it is test or val")
     run_args = run_arguments(args)
     device = pick_device(run_args.device)
-    images = data.load(run_args)
+    images = load_data(run_args)
     teacher_args = read_args(run_args.teacher) if hasattr(run_args, "teacher") else vars(run_args)
     pairs, hashers = settings(args, run_args, images, device)
     queries, database = getattr(images, args.queries), searched(args, images)

@@ -9,20 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import data
-from data.extract import Extractor, extractor
-from data.extract import add_arguments as add_feature_arguments
-from data.splits import HashingData
+from data.dataset import HashingData
+from data.features import Extractor, add_feature_arguments, extractor
+from data.load import add_data_arguments, load_data
 from data.views import BankedViews, FreshViews
 from losses.hashing import HASHING
 from models.backbones import BACKBONES, build_backbone
-from models.hash_model import TEACHER_FILE, HashHead, load_head, read_checkpoint, save_head
+from models.engines import pick_device
+from models.heads import TEACHER_FILE, HashHead, load_head, save_head
 from models.itq import itq_head
+from retrieval.codes import write_training_codes
+from retrieval.metrics import mean_average_precision
 from utils import distributed
-from utils.clusters import write_training_codes
 from utils.errors import UserError, guarded
-from utils.features import pick_device
-from utils.metrics import mean_average_precision
 from utils.options import check_ranges
 from utils.runs import Run
 from utils.training import Schedule, fit
@@ -32,7 +31,7 @@ ITQ = "itq"
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data.add_arguments(parser)
+    add_data_arguments(parser)
     add_feature_arguments(parser)
     group = parser.add_argument_group("teacher")
     group.add_argument("--backbone", default="vit_b_16", help=f"one of: {', '.join(BACKBONES)}")
@@ -99,7 +98,7 @@ def main() -> None:
     check_ranges(args)
     device = pick_device(args.device)
     schedule = Schedule(args.epochs, args.validate_every, args.patience)
-    images = data.load(args)
+    images = load_data(args)
     backbone = build_backbone(args.backbone, args.weights, args.features)
     head = HashHead(backbone.dim, args.bits, args.head, args.seed).to(device)
     run = Run(args.run_dir, vars(args), args.resume)
@@ -129,7 +128,7 @@ def main() -> None:
         save_head(path, head, **head_facts(backbone, images), epoch=epoch, metrics=metrics)
 
     optimizer = torch.optim.Adam(head.parameters(), lr=args.lr, fused=True)
-    summary = fit(run, head, optimizer, steps, validate, save_best, schedule, read_checkpoint)
+    summary = fit(run, head, optimizer, steps, validate, save_best, schedule)
     finish(run, images, features, summary)
 
 

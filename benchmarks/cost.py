@@ -23,11 +23,12 @@ from heads import STEPS, training  # noqa: E402
 from measure import median_seconds  # noqa: E402
 
 from data import digits  # noqa: E402
-from data.extract import BATCH, Extractor  # noqa: E402
+from data.features import BATCH, Extractor  # noqa: E402
 from data.views import eval_batches, view_batches  # noqa: E402
 from models.backbones import build_backbone  # noqa: E402
-from utils.features import DTYPE, FeatureCache  # noqa: E402
-from utils.runs import environment, write_json  # noqa: E402
+from utils.cache import DTYPE, FeatureCache  # noqa: E402
+from utils.files import write_json  # noqa: E402
+from utils.runs import environment  # noqa: E402
 
 CPU = torch.device("cpu")
 

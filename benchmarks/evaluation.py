@@ -18,9 +18,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from measure import peak_gib  # noqa: E402
 
-from utils.codes import hamming_topk, pack  # noqa: E402
-from utils.metrics import mean_average_precision, retrieval_report  # noqa: E402
-from utils.runs import environment, write_json  # noqa: E402
+from retrieval.codes import hamming_topk, pack  # noqa: E402
+from retrieval.metrics import mean_average_precision, retrieval_report  # noqa: E402
+from utils.files import write_json  # noqa: E402
+from utils.runs import environment  # noqa: E402
 
 BITS, K, CLASSES = 64, 1000, 10
 

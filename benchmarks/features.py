@@ -18,11 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import digits  # noqa: E402
-from data.extract import BATCH  # noqa: E402
-from data.views import make_views, view_params  # noqa: E402
+from data.features import BATCH  # noqa: E402
+from data.views import view_params, view_pixels  # noqa: E402
 from models.backbones import build_backbone  # noqa: E402
-from utils.features import DTYPE, TorchEngine, choose_engine, make_engine, prefetch  # noqa: E402
-from utils.runs import environment, write_json  # noqa: E402
+from models.engines import TorchEngine, choose_engine, make_engine  # noqa: E402
+from utils.cache import DTYPE  # noqa: E402
+from utils.files import write_json  # noqa: E402
+from utils.pipeline import prefetch  # noqa: E402
+from utils.runs import environment  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAIN = v2.Compose(
@@ -37,14 +40,14 @@ PLAIN = v2.Compose(
 
 def plain_batches(data, n: int):
     for start in range(0, n, BATCH):
-        yield torch.stack([PLAIN(data.images.pixels[i]) for i in data.train[start : min(start + BATCH, n)]])
+        yield torch.stack([PLAIN(data.source.stack[i]) for i in data.train[start : min(start + BATCH, n)]])
 
 
 def our_batches(data, n: int):
     params = view_params(data, 0, seed=0)
     with ThreadPoolExecutor(2) as pool:
         for rows in torch.arange(n).split(BATCH):
-            yield make_views(data, rows, params[rows], 224, CPU, pool)
+            yield view_pixels(data, rows, params[rows], 224, CPU, pool)
 
 
 def rate(batches, engine, n: int, folder: Path) -> float:

@@ -20,9 +20,10 @@ from measure import anonymous_mib, median_seconds  # noqa: E402
 from data.views import BankedViews  # noqa: E402
 from losses.hashing import HASHING  # noqa: E402
 from losses.methods import METHODS, Batch, Knowledge, Setting  # noqa: E402
-from models.hash_model import HashHead  # noqa: E402
-from utils.features import DTYPE, FeatureCache  # noqa: E402
-from utils.runs import environment, write_json  # noqa: E402
+from models.heads import HashHead  # noqa: E402
+from utils.cache import DTYPE, FeatureCache  # noqa: E402
+from utils.files import write_json  # noqa: E402
+from utils.runs import environment  # noqa: E402
 from utils.training import train_epoch  # noqa: E402
 
 N, BITS, BATCH, CLUSTERS, EPOCHS = 5000, 64, 64, 10, 400

@@ -21,14 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import digits  # noqa: E402
-from data.extract import BATCH  # noqa: E402
+from data.features import BATCH  # noqa: E402
 from data.views import eval_batches  # noqa: E402
 from models.backbones import build_backbone  # noqa: E402
+from models.engines import OpenVINOEngine, TorchEngine  # noqa: E402
 from models.itq import itq_head  # noqa: E402
-from utils.codes import hamming_topk, pack  # noqa: E402
-from utils.features import OpenVINOEngine, TorchEngine  # noqa: E402
-from utils.metrics import mean_average_precision  # noqa: E402
-from utils.runs import environment, write_json  # noqa: E402
+from retrieval.codes import hamming_topk, pack  # noqa: E402
+from retrieval.metrics import mean_average_precision  # noqa: E402
+from utils.files import write_json  # noqa: E402
+from utils.runs import environment  # noqa: E402
 
 CPU, SIZE, BITS, CALIBRATION = torch.device("cpu"), 224, 64, 256
 

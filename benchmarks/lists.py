@@ -24,11 +24,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from measure import peak_gib  # noqa: E402
 
-from data.from_lists import Protocol, load  # noqa: E402
-from models.hash_model import HashHead  # noqa: E402
-from utils.features import FeatureCache  # noqa: E402
-from utils.metrics import retrieval_report  # noqa: E402
-from utils.runs import environment, write_json  # noqa: E402
+from data.from_lists import load  # noqa: E402
+from data.protocols import Protocol  # noqa: E402
+from models.heads import HashHead  # noqa: E402
+from retrieval.metrics import retrieval_report  # noqa: E402
+from utils.cache import FeatureCache  # noqa: E402
+from utils.files import write_json  # noqa: E402
+from utils.runs import environment  # noqa: E402
 
 LABELS, DIM, BITS, QUERIES, TRAIN, LINKS = 80, 256, 64, 1000, 10_000, 50_000
 
@@ -58,10 +60,10 @@ def use(folder: Path) -> dict:
     draw = torch.Generator().manual_seed(0)
 
     def extract(start: int):
-        for first in range(start, len(images.images), 4096):
-            yield torch.randn(min(4096, len(images.images) - first), DIM, generator=draw)
+        for first in range(start, len(images.source), 4096):
+            yield torch.randn(min(4096, len(images.source) - first), DIM, generator=draw)
 
-    features = FeatureCache(folder / "cache").get({}, len(images.images), DIM, extract, "features")
+    features = FeatureCache(folder / "cache").get({}, len(images.source), DIM, extract, "features")
     head = HashHead(DIM, BITS)
     codes = {part: head.encode(features[getattr(images, part)]) for part in ("test",)}
     codes["database"] = torch.cat([head.encode(features[part]) for part in np.array_split(images.database, 100)])

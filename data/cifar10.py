@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import CIFAR10
 
+from data.dataset import HashingData, one_hot
 from data.sources import ArrayImages
-from data.splits import HashingData, one_hot
 from utils.errors import UserError
 
 TRAIN_A_CLASS = 500
@@ -53,7 +53,7 @@ def load(data_dir: Path) -> HashingData:
     train, val, test = released_split(classes[:50_000])
     return HashingData(
         name="cifar10",
-        images=ArrayImages(
+        source=ArrayImages(
             np.concatenate([train_set.data, test_set.data]),
             [f"train{i:05d}" for i in range(50_000)] + [f"test{i:05d}" for i in range(10_000)],
         ),
@@ -65,4 +65,5 @@ def load(data_dir: Path) -> HashingData:
         test=50_000 + test,
         k=1000,
         crop=False,
+        decoded=True,
     )

@@ -4,8 +4,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from data.dataset import HashingData, one_hot
 from data.sources import ArrayImages
-from data.splits import HashingData, one_hot
 
 N_TEST, N_VAL = 360, 180
 
@@ -25,7 +25,7 @@ def load(limit: int | None = None) -> HashingData:
     train, val, test = train[:limit], val[:limit], test[:limit]
     return HashingData(
         name="digits",
-        images=ArrayImages(np.repeat(gray[..., None], 3, axis=3), names),
+        source=ArrayImages(np.repeat(gray[..., None], 3, axis=3), names),
         labels=one_hot(digits.target, 10),
         classes=[str(c) for c in range(10)],
         train=train,
@@ -35,4 +35,5 @@ def load(limit: int | None = None) -> HashingData:
         k=100,
         crop=False,
         flip=False,
+        decoded=True,
     )

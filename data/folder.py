@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.dataset import HashingData, one_hot
 from data.sources import IMAGE_SUFFIXES, FileImages, broken_images
-from data.splits import HashingData, one_hot
 from utils.errors import UserError
 from utils.seeds import seed_of
 
@@ -104,7 +104,7 @@ def load(data_dir: Path, skip_broken: bool = False, seed: int = 0) -> HashingDat
     queries = draw.permutation(queries)
     return HashingData(
         name="folder",
-        images=FileImages(root, names),
+        source=FileImages(root, names),
         labels=one_hot(classes, len(class_names)),
         classes=class_names,
         train=database,
@@ -113,4 +113,5 @@ def load(data_dir: Path, skip_broken: bool = False, seed: int = 0) -> HashingDat
         test=queries[len(queries) // 2 :],
         k=1000,
         notes=notes,
+        decoded=True,
     )

@@ -1,35 +1,15 @@
 """Data sets that are lists of image files: what COCO, ImageNet100, NUS-WIDE, MIRFLICKR and anybody's own share."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data.dataset import HashingData
 from data.lists import ImageList, find_list, leaks, merge, missing_files, read_list
+from data.protocols import Protocol
 from data.sources import FileImages
-from data.splits import HashingData
 from utils.errors import UserError
 from utils.seeds import seed_of
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What the field fixes for a data set.
-
-    Attributes:
-        n_labels: width of its label rows; None: whatever the lists have.
-        k: cut-off of mAP@k.
-        counts: images of each part in the published lists, to tell a wrong or cut list; empty: any.
-        prefix: what published lists put before each path.
-        source: where the lists come from.
-    """
-
-    name: str
-    n_labels: int | None = None
-    k: int = 5000
-    counts: dict[str, int] | None = None
-    prefix: str = ""
-    source: str = ""
 
 
 def read_parts(protocol: Protocol, folder: Path) -> dict[str, ImageList]:
@@ -117,7 +97,7 @@ def load(
             notes.append("validation queries: half of the test list")
     return HashingData(
         name=protocol.name,
-        images=FileImages(root, names),
+        source=FileImages(root, names),
         labels=labels,
         classes=classes,
         train=rows["train"],

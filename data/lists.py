@@ -64,7 +64,7 @@ def read_list(file: Path, n_labels: int | None = None, prefix: str = "") -> Imag
 
 def _lines(file: Path) -> list[str]:
     """Lines without their ends; Windows line ends, a byte-order mark and an empty file are refused."""
-    data = lzma.open(file).read() if file.suffix == ".xz" else file.read_bytes()
+    data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
     if data.startswith(b"\xef\xbb\xbf"):
         raise UserError(f"{file}:1: begins with a byte-order mark; save it as UTF-8 without BOM")
     newline = b"\n"

@@ -4,29 +4,24 @@ A sample is KEY.jpg (or another image) with KEY.cls, which holds a class number,
 of a shard's members are read once; then each image is one read at its offset, so shards need no unpacking, and under
 torchrun each rank reads the images of its turns alone. Write shards of any data set with
 
-    python -m data.shards --dataset folder --data-dir ROOT --out SHARDS
+    python -m scripts.make_shards --dataset folder --data-dir ROOT --out SHARDS
 """
 
-import argparse
 import hashlib
 import io
 import os
 import tarfile
-import tempfile
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-import webdataset
-from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
-import data
-from data.sources import IMAGE_SUFFIXES, FileImages, decode
-from data.splits import HashingData, one_hot
-from utils.errors import UserError, guarded
+from data.dataset import HashingData, one_hot
+from data.sources import IMAGE_SUFFIXES, decode
+from utils.errors import UserError
 from utils.seeds import seed_of
 
 PARTS = ("train", "database", "test", "val")
@@ -41,6 +36,8 @@ class ShardImages:
         names: shard/KEY.jpg of each image.
         places: int64 [n, 3]: which shard, offset and size of each image in bytes.
     """
+
+    stack = None
 
     def __init__(self, shards: list[Path], names: list[str], places: np.ndarray):
         self.shards, self.names, self.places = shards, names, places
@@ -57,6 +54,9 @@ class ShardImages:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return decode(io.BytesIO(self.read(index)), self.names[index])
+
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        return self.names[index].rsplit(".", 1)[1], self.read(index)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,7 +134,7 @@ def load(root: Path, seed: int = 0) -> HashingData:
     for part in ("train", "test"):
         if not files[part]:
             raise UserError(
-                f"{root}: no {part}-*.tar; `python -m data.shards --out {root}` writes shards of a data set"
+                f"{root}: no {part}-*.tar; `python -m scripts.make_shards --out {root}` writes shards of a data set"
             )
     shards = [shard for part in PARTS for shard in files[part]]
     names, places, labels, rows = [], [], [], {part: [] for part in PARTS}
@@ -156,7 +156,7 @@ def load(root: Path, seed: int = 0) -> HashingData:
     matrix = label_rows(labels, root)
     return HashingData(
         name="shards",
-        images=ShardImages(shards, names, np.array(places, dtype=np.int64)),
+        source=ShardImages(shards, names, np.array(places, dtype=np.int64)),
         labels=matrix,
         classes=[str(i) for i in range(matrix.shape[1])],
         train=train,
@@ -166,54 +166,3 @@ def load(root: Path, seed: int = 0) -> HashingData:
         k=K,
         notes=notes,
     )
-
-
-def write(images: HashingData, out: Path, per_shard: int) -> list[Path]:
-    """Every part of a data set as shards; files keep their bytes, arrays become PNG."""
-    if Path(out).exists():
-        raise UserError(f"{out}: is there already; choose another --out")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=f".{Path(out).name}.") as aside:
-        write_parts(images, Path(aside) / "shards", per_shard)
-        os.replace(Path(aside) / "shards", out)  # all of them, or none
-    return sorted(Path(out).glob("*.tar"))
-
-
-def write_parts(images: HashingData, folder: Path, per_shard: int) -> None:
-    folder.mkdir()
-    single = (images.labels.sum(axis=1) == 1).all()
-    for part in PARTS:
-        rows = getattr(images, part)
-        with webdataset.ShardWriter(f"{folder}/{part}-%06d.tar", maxcount=per_shard, verbose=0) as shards:
-            for number, row in enumerate(tqdm(rows, part, unit="img")):
-                ending, content = encoded(images, row)
-                known = images.labels[row]
-                label = str(known.argmax()) if single else " ".join(map(str, known))
-                shards.write({"__key__": f"{number:09d}", ending: content, "cls": label.encode()})
-
-
-def encoded(images: HashingData, row: int) -> tuple[str, bytes]:
-    """(ending, bytes) of an image file."""
-    source = images.images
-    if isinstance(source, FileImages):
-        file = source.root / source.names[row]
-        return file.suffix[1:].lower(), file.read_bytes()
-    if isinstance(source, ShardImages):
-        return source.names[row].rsplit(".", 1)[1], source.read(row)
-    buffer = io.BytesIO()
-    to_pil_image(source[row]).save(buffer, "PNG")
-    return "png", buffer.getvalue()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data.add_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--per-shard", type=int, default=1000, help="images a shard")
-    args = parser.parse_args()
-    found = write(data.load(args), args.out, args.per_shard)
-    print(f"{args.out}: {len(found)} shards, {sum(f.stat().st_size for f in found) / 1e6:,.1f} MB")
-
-
-if __name__ == "__main__":
-    guarded(main)

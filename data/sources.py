@@ -1,11 +1,12 @@
-"""Where pixels come from: an array in memory or files on disk. Both give uint8 RGB tensors [3, H, W]."""
+"""Where pixels come from: an array in memory or files on disk; tar shards have a file of their own."""
 
 import hashlib
+import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -18,27 +19,58 @@ from utils.errors import UserError
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
+class ImageSource(Protocol):
+    """Images by their position, uint8 RGB [3, H, W] each.
+
+    Attributes:
+        names: what each image is called.
+        stack: all pixels, uint8 [n, 3, H, W], where they are in memory; else None.
+        fingerprint: changes when an image does.
+    """
+
+    names: list[str]
+    stack: torch.Tensor | None
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        """(ending without its dot, bytes) of an image file."""
+        ...
+
+
 class ArrayImages:
     """Images of one size held in memory, such as CIFAR-10: pixels uint8 [n, H, W, 3]."""
 
     def __init__(self, pixels: np.ndarray, names: list[str]):
-        self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # [n, 3, H, W]
+        self.stack = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # [n, 3, H, W]
         self.names = names
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.stack)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.pixels[index]
+        return self.stack[index]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every pixel."""
-        return hashlib.sha256(self.pixels.numpy()).hexdigest()
+        return hashlib.sha256(self.stack.numpy()).hexdigest()
+
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        buffer = io.BytesIO()
+        F.to_pil_image(self.stack[index]).save(buffer, "PNG")
+        return "png", buffer.getvalue()
 
 
 class FileImages:
     """Image files below ``root``; decoded when asked for. Paths are relative to the root."""
+
+    stack = None
 
     def __init__(self, root: Path, names: list[str]):
         self.root = Path(root)
@@ -49,6 +81,10 @@ class FileImages:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return decode(self.root / self.names[index])
+
+    def encoded(self, index: int) -> tuple[str, bytes]:
+        file = self.root / self.names[index]
+        return file.suffix[1:].lower(), file.read_bytes()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,16 +130,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def broken_images(images, workers: int = 4) -> dict[int, str]:
+def broken_images(source: ImageSource, workers: int = 4) -> dict[int, str]:
     """Decode every image of a source once; {position: why} of those that do not decode."""
 
     def reason(index: int) -> str | None:
         try:
-            images[index]
+            source[index]
         except UserError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(workers) as pool:
-        reasons = tqdm(pool.map(reason, range(len(images))), "checking images", len(images), unit="img", leave=False)
+        reasons = tqdm(pool.map(reason, range(len(source))), "checking images", len(source), unit="img", leave=False)
         return {index: why for index, why in enumerate(reasons) if why}

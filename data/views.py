@@ -13,12 +13,11 @@ from itertools import islice
 import numpy as np
 import torch
 
-from data.sources import ArrayImages
-from data.splits import HashingData
+from data.dataset import HashingData
 from data.transforms import ViewParams, crop_view, eval_transform, sample_views, views_of_crops, views_of_stack
 from utils import distributed
 from utils.errors import UserError
-from utils.features import prefetch
+from utils.pipeline import prefetch
 from utils.seeds import generator
 
 Engine = Callable[[torch.Tensor], torch.Tensor]
@@ -35,14 +34,14 @@ def eval_batches(
 ) -> Iterator[torch.Tensor]:
     """Images ``rows[start:]`` as evaluation sees them, uint8 [B, 3, size, size]; of the batches only ``turns``."""
     firsts = range(start, len(rows), batch_size)[turns]
-    if isinstance(data.images, ArrayImages):
+    if data.source.stack is not None:
         for first in firsts:
-            yield eval_transform(data.images.pixels[rows[first : first + batch_size]], size, data.crop)
+            yield eval_transform(data.source.stack[rows[first : first + batch_size]], size, data.crop)
         return
     with ThreadPoolExecutor(workers) as pool:
         for first in firsts:
             part = rows[first : first + batch_size]
-            yield torch.stack(list(pool.map(lambda i: eval_transform(data.images[i], size, data.crop), part)))
+            yield torch.stack(list(pool.map(lambda i: eval_transform(data.source[i], size, data.crop), part)))
 
 
 def view_params(data: HashingData, view: int, seed: int) -> ViewParams:
@@ -50,19 +49,20 @@ def view_params(data: HashingData, view: int, seed: int) -> ViewParams:
     return sample_views(len(data.train), data.flip, generator("view", seed, view))
 
 
-def make_views(
+def view_pixels(
     data: HashingData, rows: torch.Tensor, params: ViewParams, size: int, device: torch.device, pool: ThreadPoolExecutor
 ) -> torch.Tensor:
     """One view of each training image in ``rows`` [B]: uint8 [B, 3, size, size] on ``device``; ``params``: B rows."""
     index = data.train[rows.numpy()]
-    if isinstance(data.images, ArrayImages) and max(data.images.pixels.shape[2:]) <= size:
-        return views_of_stack(data.images.pixels[index].to(device), params.to(device), size)
-    one = lambda b: crop_view(data.images[index[b]], params[b : b + 1], size)  # noqa: E731
+    stack = data.source.stack
+    if stack is not None and max(stack.shape[2:]) <= size:
+        return views_of_stack(stack[index].to(device), params.to(device), size)
+    one = lambda b: crop_view(data.source[index[b]], params[b : b + 1], size)  # noqa: E731
     crops = torch.stack(list(pool.map(one, range(len(index)))))
     return views_of_crops(crops.to(device), params.to(device))
 
 
-def turn(images: torch.Tensor, quarters: int) -> torch.Tensor:
+def rotate(images: torch.Tensor, quarters: int) -> torch.Tensor:
     """Rotate [B, 3, S, S] by quarter turns."""
     return torch.rot90(images, quarters, dims=(2, 3))
 
@@ -91,7 +91,7 @@ def view_batches(
 
     with ThreadPoolExecutor(workers) as pool:
         for rows, params in islice(parts(), turns.start, turns.stop, turns.step):
-            yield turn(make_views(data, rows, params[rows], size, device, pool), quarters)
+            yield rotate(view_pixels(data, rows, params[rows], size, device, pool), quarters)
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ class ViewBatch:
     Attributes:
         index: [B] positions among the training images.
         pairs: float32 [2, B, D] of views i and j.
-        turned: float32 [4, B, D] of one view and its three rotations, if asked for.
+        rotated: float32 [4, B, D] of one view and its three rotations, if asked for.
     """
 
     index: torch.Tensor
     pairs: list[torch.Tensor]
-    turned: list[torch.Tensor]
+    rotated: list[torch.Tensor]
 
 
 class BankedViews:
@@ -115,11 +115,11 @@ class BankedViews:
     Args:
         banks: arrays or memory maps [N, n, D], one for each network that looks at the views.
         seed: of the run: the images' order and which two views each gets, every epoch anew.
-        turned: for each network its banks [R, n, D] at 0, 1, 2 and 3 quarter turns; R may be smaller than N.
+        rotated: for each network its banks [R, n, D] at 0, 1, 2 and 3 quarter turns; R may be smaller than N.
     """
 
-    def __init__(self, banks: list, seed: int, turned: list[list] = ()):
-        self.banks, self.seed, self.turned = banks, seed, turned
+    def __init__(self, banks: list, seed: int, rotated: list[list] = ()):
+        self.banks, self.seed, self.rotated = banks, seed, rotated
         self.n_views, self.n = banks[0].shape[:2]
         if self.n_views < 2:
             raise UserError(
@@ -132,16 +132,16 @@ class BankedViews:
         first = torch.randint(self.n_views, (self.n,), generator=draw)
         second = (first + torch.randint(1, self.n_views, (self.n,), generator=draw)) % self.n_views
         views = torch.stack([first, second])  # [2, n] by image
-        if self.turned:
-            spun = torch.randint(len(self.turned[0][-1]), (self.n,), generator=generator("turned", self.seed, epoch))
+        if self.rotated:
+            which = torch.randint(len(self.rotated[0][-1]), (self.n,), generator=generator("turned", self.seed, epoch))
         for index in order.split(batch_size):
             pair = views[:, index]  # [2, B]
             yield ViewBatch(
                 index,
                 [torch.as_tensor(bank[pair, index]).float() for bank in self.banks],
                 [
-                    torch.stack([torch.as_tensor(bank[spun[index], index]).float() for bank in four])
-                    for four in self.turned
+                    torch.stack([torch.as_tensor(bank[which[index], index]).float() for bank in four])
+                    for four in self.rotated
                 ],
             )
 
@@ -152,7 +152,7 @@ class FreshViews:
     Args:
         networks: (function from uint8 views [B, 3, S, S] to rows [B, D], its S) for each network; a frozen backbone,
             or one with its head.
-        turned: also rotate view i by 1, 2 and 3 quarter turns.
+        rotated: also rotate view i by 1, 2 and 3 quarter turns.
     """
 
     def __init__(
@@ -162,10 +162,10 @@ class FreshViews:
         seed: int,
         device: torch.device,
         workers: int = 4,
-        turned: bool = False,
+        rotated: bool = False,
     ):
         self.data, self.networks, self.seed, self.device = data, networks, seed, device
-        self.workers, self.turned = workers, turned
+        self.workers, self.rotated = workers, rotated
 
     def _pixels(self, epoch: int, batch_size: int) -> Iterator[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
         """(index [B], for each size the 2B views)."""
@@ -178,7 +178,7 @@ class FreshViews:
                     index,
                     {
                         size: torch.cat(
-                            [make_views(self.data, index, p[index], size, self.device, pool) for p in params]
+                            [view_pixels(self.data, index, p[index], size, self.device, pool) for p in params]
                         )
                         for size in sizes
                     },
@@ -187,14 +187,14 @@ class FreshViews:
     def _batches(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
         for index, pixels in prefetch(self._pixels(epoch, batch_size)):
             pairs = [network(pixels[s]).float().unflatten(0, (2, len(index))) for network, s in self.networks]
-            turned = []
-            if self.turned:
+            rotated = []
+            if self.rotated:
                 for (network, s), pair in zip(self.networks, pairs, strict=True):
                     plain = pixels[s][: len(index)]
-                    turned.append(torch.stack([pair[0], *(network(turn(plain, q)).float() for q in (1, 2, 3))]))
+                    rotated.append(torch.stack([pair[0], *(network(rotate(plain, q)).float() for q in (1, 2, 3))]))
             if distributed.size() > 1:  # other processes use other GPUs
-                pairs, turned = [p.cpu() for p in pairs], [t.cpu() for t in turned]
-            yield ViewBatch(index, pairs, turned)
+                pairs, rotated = [p.cpu() for p in pairs], [t.cpu() for t in rotated]
+            yield ViewBatch(index, pairs, rotated)
 
     def epoch(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
         yield from distributed.in_turn(self._batches(epoch, batch_size))

@@ -26,15 +26,15 @@ class Batch:
         index: [B] positions among the training images.
         student, teacher: [2, B, b] logits of views i and j; the teacher's carry no gradient.
         draw: the epoch's generator, for methods that sample.
-        student_turned, teacher_turned: [4, B, b] logits of a view and its three rotations, where asked for.
+        student_rotated, teacher_rotated: [4, B, b] logits of a view and its three rotations, where asked for.
     """
 
     index: torch.Tensor
     student: torch.Tensor
     teacher: torch.Tensor
     draw: torch.Generator | None = None
-    student_turned: torch.Tensor | None = None
-    teacher_turned: torch.Tensor | None = None
+    student_rotated: torch.Tensor | None = None
+    teacher_rotated: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class OnRotations(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         student, teacher = (
-            binarize(turned).transpose(0, 1).flatten(0, 1)  # [4, B, b] -> [4 B, b]
-            for turned in (batch.student_turned, batch.teacher_turned)
+            binarize(rotated).transpose(0, 1).flatten(0, 1)  # [4, B, b] -> [4 B, b]
+            for rotated in (batch.student_rotated, batch.teacher_rotated)
         )
         return {"distillation": self.loss(student, teacher)}
 

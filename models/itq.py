@@ -2,7 +2,7 @@
 
 import torch
 
-from models.hash_model import HashHead
+from models.heads import HashHead
 from utils.errors import UserError
 from utils.seeds import generator
 

@@ -23,7 +23,7 @@ CACHE_DIR=${CACHE_DIR:-cache}
 
 [ $# -gt 0 ] || set -- none rkd pkt sp kl crd sskd crcd packd brcd
 
-"$PY" -m utils.compare --name "$NAME" --dataset "$DATASET" --data-dir "$DATA_DIR" --teacher "$TEACHER" \
+"$PY" -m scripts.compare --name "$NAME" --dataset "$DATASET" --data-dir "$DATA_DIR" --teacher "$TEACHER" \
     --teacher-hashing "$TEACHER_HASHING" --student "$STUDENT" --flags="$FLAGS" --student-flags="$STUDENT_FLAGS" \
     --bits $BITS --seeds $SEEDS --views "$VIEWS" --teacher-epochs "$TEACHER_EPOCHS" --epochs "$EPOCHS" --device "$DEVICE" --cache-dir "$CACHE_DIR" \
     --methods "$@"

@@ -33,4 +33,4 @@ for SEED in $SEEDS; do
         "$PY" evaluate.py --run "$RUNS/${METHOD}_$SEED" > /dev/null
     done
 done
-"$PY" -m utils.report "$RUNS"/*/test.json --out "$RUNS"
+"$PY" -m scripts.report "$RUNS"/*/test.json --out "$RUNS"

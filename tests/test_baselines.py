@@ -300,18 +300,21 @@ def test_every_method_gives_a_gradient_and_repeats(name, dtype):
     def value():
         torch.manual_seed(0)
         method = METHODS[name].build(None, Setting(bits=16, n_data=600))
-        student, turned = reals(2, 8, 16).to(dtype).requires_grad_(), reals(4, 8, 16, seed=3).to(dtype).requires_grad_()
+        student, rotated = (
+            reals(2, 8, 16).to(dtype).requires_grad_(),
+            reals(4, 8, 16, seed=3).to(dtype).requires_grad_(),
+        )
         batch = Batch(
             torch.arange(8) * 7,
             student,
             reals(2, 8, 16, seed=1).to(dtype),
             generator("d"),
-            turned,
+            rotated,
             reals(4, 8, 16, seed=4).to(dtype),
         )
         loss = method(batch)["distillation"]
         loss.backward()
-        leaf = turned if METHODS[name].rotations else student
+        leaf = rotated if METHODS[name].rotations else student
         assert leaf.grad.abs().sum() > 0 and math.isfinite(loss.item()) and loss.dtype == torch.float32
         return loss.item()
 

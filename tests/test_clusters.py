@@ -1,19 +1,15 @@
 """Clusters and bit masks on codes made by hand."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from utils.clusters import (
-    bit_masks,
-    cluster_codes,
-    cluster_means,
-    elbow_and_silhouette,
-    purity,
-    read_training_codes,
-    write_training_codes,
-)
+from losses.masks import bit_masks, cluster_codes, cluster_means, purity
+from retrieval.codes import read_training_codes, write_training_codes
+from scripts.clusters import elbow_and_silhouette
+from scripts.redundancy import redundancy
 from utils.errors import UserError
-from utils.redundancy import redundancy
 
 #          undecided: bit 2 of the first group, bit 0 of the second
 GROUPS = np.array(
@@ -89,7 +85,7 @@ def test_elbow_falls_and_silhouette_peaks_at_the_true_number():
     centres = np.sign(draw.randn(4, 32))
     codes = centres[np.repeat(np.arange(4), 30)] * np.where(draw.rand(120, 32) < 0.03, -1, 1)
     rows = elbow_and_silhouette(codes, [2, 3, 4, 5, 6])
-    assert all(a["inertia"] > b["inertia"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a["inertia"] > b["inertia"] for a, b in pairwise(rows))
     assert max(rows, key=lambda r: r["silhouette"])["clusters"] == 4
 
 

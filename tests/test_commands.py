@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_data import make_folder
 
-from models.hash_model import load_head
-from utils.codes import unpack
+from models.heads import load_head
+from retrieval.codes import unpack
 
 TEACHER, STUDENT = "efficientnet_lite0", "efficientnet_lite0"
 SMALL = ["--size", "64", "--views", "2"]
@@ -106,9 +106,9 @@ def test_from_images_to_map(command, shared, teacher):
     head, facts = load_head(run / "best_sshp.pt")
     assert facts["role"] == "student" and head.config["kind"] == "mlp"
 
-    done = command("-m", "utils.redundancy", "--run", run)
+    done = command("-m", "scripts.redundancy", "--run", run)
     assert done.returncode == 0 and "below the margin" in done.stdout and (run / "redundancy.png").stat().st_size > 100
-    done = command("-m", "utils.report", shared / "out.json", "--out", shared / "report")
+    done = command("-m", "scripts.report", shared / "out.json", "--out", shared / "report")
     assert done.returncode == 0 and "| brcd clusters=5 " in done.stdout, done.stdout + done.stderr
     assert (shared / "report" / "table.tex").read_text().count(r"\begin{tabular}") == 1
 
@@ -123,13 +123,13 @@ def test_a_student_takes_data_and_features_from_its_teacher(cli, teacher, tmp_pa
 def test_the_teacher_alone_and_the_cluster_number(cli, teacher):
     code, out = cli("evaluate.py", "--run", teacher, "--pictures", 0)
     assert code == 0 and last_json(out)["method"] == "teacher" and "sshp" not in last_json(out)
-    code, out = cli("utils.clusters", "--teacher", teacher, "--numbers", 2, 4, "--clusters", 4)
+    code, out = cli("scripts.clusters", "--teacher", teacher, "--numbers", 2, 4, "--clusters", 4)
     assert code == 0 and "bits kept" in out and "<- highest" in out
     assert (teacher / "cluster_numbers.png").stat().st_size > 100
 
 
 def test_features_are_listed(cli, shared, teacher):
-    code, out = cli("utils.features", "--cache-dir", shared / "cache", "--list")
+    code, out = cli("scripts.cache", "--cache-dir", shared / "cache", "--list")
     assert code == 0 and "kind=evaluation" in out and "kind=views" in out and "entries" in out
 
 
@@ -347,8 +347,8 @@ MISTAKES = {
     "empty folder": (TRAIN + "--dataset folder --data-dir {tmp}", "no images in it"),
     "no run": ("evaluate.py --run {tmp}", "no run folder"),
     "k": ("evaluate.py --run {teacher} --k 0", "--k 0"),
-    "no clusters": ("utils.redundancy --run {teacher}", "no clusters.npz"),
-    "no result": ("utils.report {tmp}/file --out {tmp}/o", "not a result of evaluate.py"),
+    "no clusters": ("scripts.redundancy --run {teacher}", "no clusters.npz"),
+    "no result": ("scripts.report {tmp}/file --out {tmp}/o", "not a result of evaluate.py"),
 }
 
 
@@ -391,4 +391,4 @@ def test_scripts_pass_flags_and_environment_on(script, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("--k 7") and ("24bits" in done.stdout)
-    assert script == "scripts/evaluate.sh" or "--bits 24" in done.stdout and "--views 16" in done.stdout
+    assert script == "scripts/evaluate.sh" or ("--bits 24" in done.stdout and "--views 16" in done.stdout)

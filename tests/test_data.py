@@ -70,8 +70,8 @@ def make_folder(root, photo, database=6, query=4, classes=("cat", "dog")):
 def test_folder_with_its_own_split(tmp_path, photo):
     data = folder.load(make_folder(tmp_path, photo))
     assert data.classes == ["cat", "dog"] and len(data.database) == 12 and len(data.val) == len(data.test) == 4
-    assert all(data.images.names[i].startswith("query/") for i in [*data.val, *data.test])
-    for i, name in enumerate(data.images.names):
+    assert all(data.source.names[i].startswith("query/") for i in [*data.val, *data.test])
+    for i, name in enumerate(data.source.names):
         assert data.labels[i].tolist() == ([1, 0] if "/cat/" in name else [0, 1])
 
 
@@ -83,7 +83,7 @@ def test_folder_split_by_a_seed(tmp_path, photo):
     data = folder.load(tmp_path)
     parts = [set(data.database), set(data.val), set(data.test)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 21
-    assert data.images.names.index("single/0.png") in parts[0] and "single" in data.notes[0]
+    assert data.source.names.index("single/0.png") in parts[0] and "single" in data.notes[0]
     again, other = folder.load(tmp_path), folder.load(tmp_path, seed=1)
     assert (again.test == data.test).all() and again.fingerprint == data.fingerprint != other.fingerprint
 
@@ -97,7 +97,7 @@ def test_broken_images_are_named_or_left_out(tmp_path, photo):
     with pytest.raises(UserError, match=r"3 of 23 images are broken.*empty\.jpg.*--skip-broken"):
         folder.load(tmp_path)
     data = folder.load(tmp_path, skip_broken=True)
-    assert len(data.images) == 20 and "left out 3 broken images" in data.notes[0]
+    assert len(data.source) == 20 and "left out 3 broken images" in data.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_evaluation_batches_keep_the_order(tmp_path, photo):
     data = folder.load(make_folder(tmp_path, photo))
     rows = data.database[::-1]
     batches = torch.cat(list(eval_batches(data, rows, 16, batch_size=5)))
-    assert (batches[3] == transforms.eval_transform(data.images[rows[3]], 16, data.crop)).all()
+    assert (batches[3] == transforms.eval_transform(data.source[rows[3]], 16, data.crop)).all()
 
 
 def test_banked_pairs_are_two_different_views_of_every_image_once():
@@ -215,7 +215,7 @@ def test_banked_pairs_are_two_different_views_of_every_image_once():
     for batch in views.epoch(1, 8):
         first, second = batch.pairs
         assert (first == second).all() and (first[0, :, 0] != first[1, :, 0]).all()
-        assert (first[..., 1] == batch.index.float()).all() and batch.turned == []
+        assert (first[..., 1] == batch.index.float()).all() and batch.rotated == []
         seen += batch.index.tolist()
         epochs.append(first)
     assert sorted(seen) == list(range(n))
@@ -229,23 +229,23 @@ def test_turned_views_are_one_view_at_four_angles():
     n = 20
     bank = np.stack(np.meshgrid(np.arange(3), np.arange(n), indexing="ij"), axis=-1)  # [R, n, (view, image)]
     four = [bank[:2] + 100 * quarter for quarter in range(4)]
-    for batch in BankedViews([bank], seed=0, turned=[four]).epoch(1, 6):
-        (turned,) = batch.turned  # [4, B, 2]
-        assert (turned - turned[0] == 100 * torch.arange(4)[:, None, None]).all()
-        assert (turned[0, :, 1] == batch.index).all() and turned[0, :, 0].max() <= 1
+    for batch in BankedViews([bank], seed=0, rotated=[four]).epoch(1, 6):
+        (rotated,) = batch.rotated  # [4, B, 2]
+        assert (rotated - rotated[0] == 100 * torch.arange(4)[:, None, None]).all()
+        assert (rotated[0, :, 1] == batch.index).all() and rotated[0, :, 0].max() <= 1
 
 
 def test_fresh_views_are_new_each_epoch_and_the_same_when_asked_again():
     data = digits.load(limit=12)
     means = lambda pixels: pixels.float().mean(dim=(2, 3))  # noqa: E731
-    views = FreshViews(data, [(means, 16), (means, 24)], seed=0, device=torch.device("cpu"), turned=True)
+    views = FreshViews(data, [(means, 16), (means, 24)], seed=0, device=torch.device("cpu"), rotated=True)
     once, again, later = (list(views.epoch(e, 5)) for e in (1, 1, 2))
     assert [len(b.index) for b in once] == [5, 5, 2]
     for a, b in zip(once, again, strict=True):
         assert (a.index == b.index).all() and all((x == y).all() for x, y in zip(a.pairs, b.pairs, strict=True))
-        assert a.turned[0].shape == (4, len(a.index), 3) and (a.turned[0][0] == a.pairs[0][0]).all()
+        assert a.rotated[0].shape == (4, len(a.index), 3) and (a.rotated[0][0] == a.pairs[0][0]).all()
         # A rotation keeps the mean; the two sizes see the same view.
-        assert (a.turned[0] - a.turned[0][0]).abs().max() < 1e-3 and (a.pairs[0] - a.pairs[1]).abs().max() < 8
+        assert (a.rotated[0] - a.rotated[0][0]).abs().max() < 1e-3 and (a.pairs[0] - a.pairs[1]).abs().max() < 8
     by_image = {i: r for b in once for i, r in zip(b.index.tolist(), b.pairs[0][0], strict=True)}
     assert any((by_image[i] != r).any() for b in later for i, r in zip(b.index.tolist(), b.pairs[0][0], strict=True))
 

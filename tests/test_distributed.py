@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.hash_model import load_head
+from models.heads import load_head
 from utils import distributed
 from utils.errors import UserError
 

@@ -21,22 +21,13 @@ from models.backbones import (
     recalibrate_batch_norm,
     set_batch_norm_statistics,
 )
-from models.hash_model import HashHead, student_head
+from models.engines import OpenVINOEngine, TorchEngine, choose_engine, make_engine, pick_device
+from models.heads import HashHead, student_head
 from utils import distributed
+from utils.cache import FeatureCache, entries, prune
 from utils.errors import UserError
-from utils.features import (
-    FeatureCache,
-    OpenVINOEngine,
-    TorchEngine,
-    choose_engine,
-    entries,
-    make_engine,
-    one_late,
-    parse_size,
-    pick_device,
-    prefetch,
-    prune,
-)
+from utils.options import parse_size
+from utils.pipeline import one_late, prefetch
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data import PROTOCOLS, fetch_lists, from_lists
-from data.derive_coco import derive
-from data.from_lists import Protocol
+from data import from_lists
 from data.lists import ImageList, leaks, merge, read_list
+from data.protocols import PROTOCOLS, Protocol
+from scripts import fetch_lists
+from scripts.fetch_lists import derive
 from utils.errors import UserError
 
 LISTS = PROTOCOLS["lists"]
@@ -126,7 +127,7 @@ def test_a_data_set_of_lists(tmp_path, photo):
     assert set(data.train) <= set(data.database) and not set(data.test) & set(data.database)
     assert set(data.val) <= set(data.database) and not set(data.val) & set(data.train)
     assert set(data.val_database) == set(data.database) - set(data.val)
-    assert [data.images.names[i] for i in data.test] == [f"im/{i:03d}.jpg" for i in range(6)]
+    assert [data.source.names[i] for i in data.test] == [f"im/{i:03d}.jpg" for i in range(6)]
     again, other = from_lists.load(LISTS, tmp_path), from_lists.load(LISTS, tmp_path, seed=1)
     assert again.fingerprint == data.fingerprint != other.fingerprint
 
@@ -182,7 +183,7 @@ def test_leaks():
 
 
 def test_the_coco_database_is_derived_and_counted(monkeypatch):
-    monkeypatch.setattr("data.derive_coco.DERIVED", 3)
+    monkeypatch.setattr(fetch_lists, "DERIVED", 3)
     found = derive(image_list(["a", "b"]), image_list(["b", "c", "t", "d"]), image_list(["t", "d"]))
     assert found.names == ["a", "b", "c"]
     with pytest.raises(UserError, match="has 4 images, not 3"):
@@ -191,7 +192,7 @@ def test_the_coco_database_is_derived_and_counted(monkeypatch):
 
 def test_the_check_finds_what_training_would_refuse(tmp_path, photo, command):
     root = lists_and_images(tmp_path, photo)
-    done = command("-m", "data.check", "--dataset", "lists", "--data-dir", root)
+    done = command("-m", "scripts.check_data", "--dataset", "lists", "--data-dir", root)
     assert done.returncode == 0 and "no problem found" in done.stdout and "labels of train" in done.stdout, done.stderr
     (root / "im/003.jpg").write_bytes(b"broken")
     (root / "im/004.jpg").unlink()
@@ -199,13 +200,14 @@ def test_the_check_finds_what_training_would_refuse(tmp_path, photo, command):
         root / "database.txt",
         (root / "database.txt").read_text() + (root / "test.txt").read_text().splitlines()[0] + "\n",
     )
-    done = command("-m", "data.check", "--dataset", "lists", "--data-dir", root)
+    done = command("-m", "scripts.check_data", "--dataset", "lists", "--data-dir", root)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     for words in ("3 problems", "database.txt:41", "test.txt:5: im/004.jpg", "003.jpg: not a readable image"):
         assert words in done.stderr
-    done = command("-m", "data.check", "--train", root / "train.txt", "--test", root / "test.txt", "--no-images")
+    lists = ["--train", root / "train.txt", "--test", root / "test.txt"]
+    done = command("-m", "scripts.check_data", *lists, "--no-images")
     assert done.returncode == 0 and "no problem found" in done.stdout
-    assert "no problem" in command("-m", "data.check", "--dataset", "digits").stdout
+    assert "no problem" in command("-m", "scripts.check_data", "--dataset", "digits").stdout
 
 
 def test_published_lists_are_believed_by_their_hash(tmp_path, monkeypatch):

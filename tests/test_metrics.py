@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.codes import hamming_topk, pack, unpack
-from utils.metrics import DENOMINATORS, TIES, mean_average_precision, ndcg, per_label_precision, retrieval_report
+from retrieval.codes import hamming_topk, pack, unpack
+from retrieval.metrics import DENOMINATORS, TIES, mean_average_precision, ndcg, per_label_precision, retrieval_report
 
 cases = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.integers(0, 10**6))
 

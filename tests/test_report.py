@@ -14,9 +14,8 @@ import yaml
 from conftest import ROOT
 
 from evaluate import BRCD_DEFAULTS, DEFAULTS, method_name
-from utils.compare import Cell, slug
-from utils.errors import UserError
-from utils.report import (
+from scripts.compare import Cell, slug
+from scripts.report import (
     latex,
     markdown,
     order,
@@ -28,6 +27,7 @@ from utils.report import (
     table_of,
     write_report,
 )
+from utils.errors import UserError
 
 
 def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None, multi_label=False):
@@ -212,7 +212,7 @@ def test_a_killed_grid_goes_on(tmp_path):
     words = [
         sys.executable,
         "-m",
-        "utils.compare",
+        "scripts.compare",
         "--name",
         "test_grid",
         "--teacher",

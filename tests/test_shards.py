@@ -10,9 +10,10 @@ import torch
 import webdataset
 from test_data import make_folder
 
-import data
 from data import digits, folder, shards
+from data.load import add_data_arguments, load_data
 from data.views import eval_batches
+from scripts.make_shards import write_shards
 from utils.errors import UserError
 
 
@@ -42,13 +43,13 @@ def sets_of(tmp_path, photo):
 def test_a_data_set_survives_its_shards(tmp_path, photo):
     for number, images in enumerate(sets_of(tmp_path, photo)):
         out = tmp_path / f"shards{number}"
-        files = shards.write(images, out, per_shard=7)
+        files = write_shards(images, out, per_shard=7)
         again = shards.load(out)
         assert len(files) == sum(-(-len(getattr(images, part)) // 7) for part in shards.PARTS)
         for part in shards.PARTS:
             before, after = getattr(images, part), getattr(again, part)
             assert len(before) == len(after)
-            assert all(torch.equal(images.images[i], again.images[j]) for i, j in zip(before, after, strict=True))
+            assert all(torch.equal(images.source[i], again.source[j]) for i, j in zip(before, after, strict=True))
             width = again.labels.shape[1]
             assert np.array_equal(images.labels[before][:, :width], again.labels[after])
     assert number == 1  # and of the photographs, what a backbone sees is the same too
@@ -57,7 +58,7 @@ def test_a_data_set_survives_its_shards(tmp_path, photo):
 
 
 def test_webdataset_reads_what_we_write_and_we_what_it_writes(tmp_path):
-    shards.write(digits.load(limit=10), tmp_path / "ours", per_shard=4)
+    write_shards(digits.load(limit=10), tmp_path / "ours", per_shard=4)
     urls = sorted(map(str, (tmp_path / "ours").glob("train-*.tar")))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("png", "cls"))
     assert len(samples) == 10 and samples[0][0].size == (8, 8) and isinstance(samples[0][1], int)
@@ -70,7 +71,7 @@ def test_webdataset_reads_what_we_write_and_we_what_it_writes(tmp_path):
                 tar.write({"__key__": f"a/{i}", "png": png(i), "cls": b"0 1 1", "json": {"more": 1}})
     found = shards.load(theirs)
     assert (len(found.train), len(found.database), len(found.val), len(found.test)) == (4, 4, 3, 3)
-    assert found.labels.tolist() == [[0, 1, 1]] * 10 and found.images[2][0, 0, 0] == 2
+    assert found.labels.tolist() == [[0, 1, 1]] * 10 and found.source[2][0, 0, 0] == 2
 
 
 def test_no_shards_are_refused(tmp_path):
@@ -110,7 +111,7 @@ def test_labels_of_two_widths_and_a_broken_image_are_named(tmp_path):
     tar_of(tmp_path / "test-0.tar", {"1.png": b"broken", "1.cls": b"0 1", "2.png": png(), "2.cls": b"1 0"})
     found = shards.load(tmp_path)
     with pytest.raises(UserError, match="test-0.tar/1.png: not a readable image"):
-        [found.images[i] for i in range(3)]
+        [found.source[i] for i in range(3)]
     tar_of(tmp_path / "test-0.tar", {"1.png": png(), "1.cls": b"1", "2.png": png(), "2.cls": b"0"})
     with pytest.raises(UserError, match="different widths"):
         shards.load(tmp_path)
@@ -118,31 +119,34 @@ def test_labels_of_two_widths_and_a_broken_image_are_named(tmp_path):
 
 def test_shards_are_a_data_set_of_the_command_lines(tmp_path, capsys):
     out = tmp_path / "shards"
-    shards.write(digits.load(limit=12), out, per_shard=100)
+    write_shards(digits.load(limit=12), out, per_shard=100)
     parser = argparse.ArgumentParser()
-    data.add_arguments(parser)
-    data.load(parser.parse_args(["--dataset", "shards", "--data-dir", str(out)]))
+    add_data_arguments(parser)
+    load_data(parser.parse_args(["--dataset", "shards", "--data-dir", str(out)]))
     assert "12 train" in capsys.readouterr().out
     with pytest.raises(UserError, match="is there already"):
-        shards.write(digits.load(limit=12), out, per_shard=100)
+        write_shards(digits.load(limit=12), out, per_shard=100)
 
 
 def test_shards_appear_all_or_not_at_all(tmp_path, monkeypatch):
-    def stops(images, row, done=[]):  # noqa: B006  (counts its calls)
-        done.append(row)
-        if len(done) > 15:
+    images, encoded = digits.load(limit=12), []
+
+    def stops(index):
+        encoded.append(index)
+        if len(encoded) > 15:
             raise KeyboardInterrupt
         return "png", png()
 
-    monkeypatch.setattr(shards, "encoded", stops)
+    monkeypatch.setattr(images.source, "encoded", stops)
     with pytest.raises(KeyboardInterrupt):
-        shards.write(digits.load(limit=12), tmp_path / "out", per_shard=5)
+        write_shards(images, tmp_path / "out", per_shard=5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_check_decodes_shards(tmp_path, command):
     for part in ("train", "test"):
         tar_of(tmp_path / f"{part}-0.tar", {"1.png": png(), "1.cls": b"0", "2.png": b"broken", "2.cls": b"1"})
-    done = command("-m", "data.check", "--dataset", "shards", "--data-dir", tmp_path)
+    check = ["-m", "scripts.check_data", "--dataset", "shards", "--data-dir", tmp_path]
+    done = command(*check)
     assert done.returncode == 1 and "train-0.tar/2.png: not a readable image" in done.stderr
-    assert command("-m", "data.check", "--dataset", "shards", "--data-dir", tmp_path, "--no-images").returncode == 0
+    assert command(*check, "--no-images").returncode == 0

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from losses.methods import BRCD, METHODS, Batch, Knowledge
-from models.hash_model import HashHead, load_head, load_teacher, read_checkpoint, save_head
-from utils import runs, training
+from models.heads import HashHead, load_head, load_teacher, save_head
+from utils import training
 from utils.errors import UserError, guarded
-from utils.runs import Run, read_args, save_atomically, written_aside
+from utils.files import read_checkpoint, save_atomically, written_aside
+from utils.runs import Run, read_args
 from utils.seeds import generator
 from utils.training import Schedule, fit
 
@@ -43,7 +44,7 @@ def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, 
     def save_best(path, epoch, metrics):
         save_head(path, head, role="teacher", epoch=epoch, metrics=metrics)
 
-    summary = fit(run, head, optimizer, steps, validate, save_best, Schedule(epochs, 3, 99), read_checkpoint)
+    summary = fit(run, head, optimizer, steps, validate, save_best, Schedule(epochs, 3, 99))
     return head, summary
 
 
@@ -90,7 +91,7 @@ def test_killed_while_writing_any_file(tmp_path, monkeypatch, nth):
 def test_best_checkpoints_are_kept_apart(tmp_path):
     _, summary = train(tmp_path / "r")
     for name in ("map", "ashp"):
-        head, facts = load_head(tmp_path / "r" / f"best_{name}.pt")
+        _, facts = load_head(tmp_path / "r" / f"best_{name}.pt")
         assert (
             facts["metrics"][name] == summary["best"][name]["value"]
             and facts["epoch"] == summary["best"][name]["epoch"]
@@ -109,7 +110,6 @@ def test_early_stopping(tmp_path):
         lambda: {"map": next(values)},
         lambda *a: None,
         Schedule(100, 2, 2),
-        read_checkpoint,
     )
     assert summary["best"]["map"] == {"value": 0.3, "epoch": 4} and summary["epochs"] == 10 and summary["early_stop"]
 
@@ -176,7 +176,7 @@ def test_a_failing_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, num
     def fails(descriptor):
         raise OSError(number, os.strerror(number), "last.pt")
 
-    monkeypatch.setattr(runs.os, "fsync", fails)
+    monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(SystemExit) as stop:
         guarded(lambda: save_atomically(target, {"kind": "t", "value": 2}))
     assert str(stop.value).startswith("error: ") and words in str(stop.value) and "\n" not in str(stop.value)

@@ -35,7 +35,7 @@ def start() -> None:
     atexit.register(dist.destroy_process_group)
     if not is_first():
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open for good)
     elif torch.cuda.is_available() and torch.cuda.device_count() < local_size():
         raise UserError(f"{local_size()} processes share {torch.cuda.device_count()} GPUs; use --nproc_per_node gpu")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first: there may be no screen)
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from utils.runs import written_aside  # noqa: E402
+from utils.files import written_aside
 
 LEGEND = {"sshp": "SSHP", "ashp": "ASHP", "teacher": "teacher"}
 RIGHT, WRONG = "#2a9d43", "#d1342f"

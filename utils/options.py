@@ -1,5 +1,7 @@
 """Numbers of the command lines that must lie in a range, checked before any work starts."""
 
+import argparse
+
 from utils.errors import UserError
 
 RANGES = {  # lowest allowed, highest allowed
@@ -36,3 +38,13 @@ def check_ranges(args) -> None:
         if not (low <= value and (high is None or value <= high)):
             allowed = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UserError(f"--{name.replace('_', '-')} {value}: it must be {allowed}")
+
+
+def parse_size(text: str) -> int:
+    """ "800M", "5G" or plain bytes."""
+    units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    try:
+        return int(float(number) * unit)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write 800M, 5G or a number of bytes") from None

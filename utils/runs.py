@@ -1,16 +1,9 @@
-"""Run folders: arguments, environment, log and checkpoints, each file written aside and then renamed."""
+"""Run folders: arguments, environment, log and summary."""
 
-import contextlib
-import csv
-import fcntl
-import io
 import json
-import os
 import platform
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,77 +11,10 @@ import yaml
 
 from utils import distributed
 from utils.errors import UserError
+from utils.files import held_alone, write_csv, write_json, written_aside
 
 # Arguments that may differ when a run is resumed, since its result does not depend on them.
 FREE = {"resume", "run_dir", "cache_dir", "cache_limit", "data_dir", "workers"}
-
-
-@contextlib.contextmanager
-def written_aside(path: Path, mode: str = "wb") -> Iterator:
-    """Open a file that appears at ``path`` whole or not at all, also when the power goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-
-
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Of several processes one is inside, the others wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def held_alone(folder: Path):
-    """A lock on ``folder`` that lasts as long as what is returned, and no longer than this process.
-
-    Raises:
-        UserError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(
-            f"{folder}: another process is at work there; wait for its end, or choose another --run-dir"
-        ) from None
-    return lock
-
-
-def save_atomically(path: Path, content) -> None:
-    # Through memory: torch turns a full disk into its own error, a plain write says what happened.
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with written_aside(path) as file:
-        file.write(buffer.getbuffer())
-
-
-def write_json(path: Path, content) -> None:
-    with written_aside(path, "w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """One header for all rows; a value a row lacks stays empty."""
-    header = list(dict.fromkeys(key for row in rows for key in row))
-    with written_aside(path, "w") as file:
-        writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def git_commit() -> str:

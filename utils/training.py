@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import UserError
-from utils.runs import Run, save_atomically
+from utils.files import read_checkpoint, save_atomically
+from utils.runs import Run
 
 KIND = "brcd-training"
 SAVE_SECONDS = 30  # work that a kill may cost between two validations
@@ -36,7 +37,6 @@ def fit(
     validate: Callable[[], dict[str, float]],
     save_best: Callable[[Path, int, dict[str, float]], None],
     schedule: Schedule,
-    read_checkpoint: Callable[[Path, str], dict],
 ) -> dict:
     """Train until the schedule ends or no watched metric gets better.
 
@@ -45,7 +45,6 @@ def fit(
         steps: epoch -> batches' terms; "loss" is minimised, all are logged.
         validate: metrics, higher is better; each keeps its own best checkpoint, best_NAME.pt.
         save_best: writes such a checkpoint: (path, epoch, metrics).
-        read_checkpoint: (path, kind) -> content, for resuming.
 
     Returns:
         best value and epoch of each metric, epochs run, seconds.

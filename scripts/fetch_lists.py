@@ -1,6 +1,6 @@
 """Fetch a data set's published lists, believe them by their hash, and derive what nobody publishes:
 
-    python -m data.fetch_lists coco --out data/coco
+    python -m scripts.fetch_lists coco --out data/coco
 
 ``--from DIR`` takes files fetched by hand (NAME or NAME.xz, as the messages name them) instead of the network.
 """
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 from torch.hub import download_url_to_file
 
-from data.coco import COCO
-from data.derive_coco import derive, write_list
-from data.lists import read_list
+from data.lists import ImageList, read_list
+from data.protocols import PROTOCOLS
 from utils.errors import UserError, guarded
-from utils.runs import written_aside
+from utils.files import written_aside
 
 HASHNET = "https://raw.githubusercontent.com/thuml/HashNet/master/pytorch/data"
 DEEPHASH = "https://raw.githubusercontent.com/swuxyj/DeepHash-pytorch/master/data"
@@ -119,6 +119,37 @@ def fetch(one: Published, by_hand: Path | None) -> bytes:
     return content
 
 
+DERIVED = 117_218  # images
+
+
+def derive(hashnet_train: ImageList, hashnet_database: ImageList, test: ImageList) -> ImageList:
+    """DeepHash-pytorch's database, in HashNet's order: train, then database, each image once, less the test images.
+
+    Raises:
+        UserError: the result has not the known number of images, so a list is not the published one.
+    """
+    asked, seen, names, rows = set(test.names), set(), [], []
+    for one in (hashnet_train, hashnet_database):
+        for name, row in zip(one.names, one.labels, strict=True):
+            if name not in asked and name not in seen:
+                seen.add(name)
+                names.append(name)
+                rows.append(row)
+    if len(names) != DERIVED:
+        raise UserError(
+            f"the derived COCO database has {len(names)} images, not {DERIVED}: one of {hashnet_train.file}, "
+            f"{hashnet_database.file}, {test.file} is not the published list"
+        )
+    return ImageList(hashnet_database.file, names, np.stack(rows), hashnet_train.classes)
+
+
+def write_list(file: Path, one: ImageList) -> None:
+    """``path l1 ... lL`` a line."""
+    with written_aside(file, "w") as out:
+        for name, row in zip(one.names, one.labels, strict=True):
+            out.write(f"{name} {' '.join(map(str, row))}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", choices=LISTS)
@@ -133,8 +164,9 @@ def main() -> None:
             file.write(content)
         print(f"{args.out / part}: {len(content.splitlines()):,} images")
     if args.dataset == "coco":
+        coco = PROTOCOLS["coco"]
         names = ("hashnet_coco_train.txt", "hashnet_coco_database.txt", "test.txt")
-        found = derive(*(read_list(args.out / name, COCO.n_labels, COCO.prefix) for name in names))
+        found = derive(*(read_list(args.out / name, coco.n_labels, coco.prefix) for name in names))
         write_list(args.out / "database.txt", found)
         print(f"{args.out / 'database.txt'}: {len(found):,} images, derived")
 

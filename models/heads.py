@@ -1,16 +1,14 @@
 """The trained part: a small head from frozen features to bits, and the checkpoint that describes itself."""
 
-import pickle
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 from torch import nn
 
-from losses.binarize import binarize  # noqa: F401  (users import it from here)
 from models.backbones import FrozenBackbone, build_backbone, set_batch_norm_statistics
 from utils.errors import UserError
-from utils.runs import read_args, save_atomically
+from utils.files import read_checkpoint, save_atomically
+from utils.runs import read_args
 from utils.seeds import seeded
 
 KIND, FORMAT = "brcd-hash-head", 1
@@ -63,33 +61,6 @@ def save_head(path: Path, head: HashHead, **facts) -> None:
     """Write a checkpoint: the head, its configuration, and whatever else describes it (plain values)."""
     state = {name: tensor.detach().cpu() for name, tensor in head.state_dict().items()}
     save_atomically(path, {"kind": KIND, "format": FORMAT, "config": head.config, "state": state, **facts})
-
-
-def read_checkpoint(path: Path, kind: str) -> dict:
-    """A checkpoint of this project as a dict of plain values and tensors.
-
-    Raises:
-        UserError: missing, truncated, not ours, of another kind, or holding objects that would run code.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint; has its training run finished a validation?") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: not loaded, for it holds more than tensors and plain values (or is damaged); "
-            "only checkpoints that this project wrote are read"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(
-            f"{path}: truncated or no checkpoint ({type(error).__name__}); train again, or copy it again"
-        ) from None
-    found = content.get("kind") if isinstance(content, dict) else None
-    if found != kind:
-        raise UserError(
-            f"{path}: a checkpoint of kind '{kind}' is needed, this is {found or 'no file of this project'}"
-        )
-    return content
 
 
 def load_head(path: Path) -> tuple[HashHead, dict]:

@@ -1,7 +1,7 @@
-"""Look at a data set before any work: ``python -m data.check --dataset mirflickr --data-dir DIR``.
+"""Look at a data set before any work: ``python -m scripts.check_data --dataset mirflickr --data-dir DIR``.
 
-Lists alone, without images: ``python -m data.check --train F --database F --test F [--labels N] [--no-images]``. Prints
-counts and label frequencies, then every problem; the exit status is 1 if there is one.
+Lists alone: ``python -m scripts.check_data --train F --database F --test F [--labels N] [--no-images]``. Prints counts
+and label frequencies, then every problem; the exit status is 1 if there is one.
 """
 
 import argparse
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-import data
-from data.from_lists import Protocol, read_parts, without_leaks
+from data.from_lists import read_parts, without_leaks
 from data.lists import ImageList, merge, missing_files, read_list
-from data.shards import ShardImages
-from data.sources import FileImages, broken_images
+from data.load import add_data_arguments, load_data
+from data.protocols import PROTOCOLS, Protocol
+from data.sources import FileImages, ImageSource, broken_images
 from utils.errors import UserError, guarded
 
 SHOWN = 5
@@ -51,15 +51,15 @@ def check_lists(parts: dict[str, ImageList], drop_leaks: bool) -> tuple[dict[str
     return parts, problems
 
 
-def check_images(images: FileImages | ShardImages, workers: int) -> list[str]:
-    broken = list(broken_images(images, workers).values())
+def check_images(source: ImageSource, workers: int) -> list[str]:
+    broken = list(broken_images(source, workers).values())
     more = [f"and {len(broken) - SHOWN} more broken images"] if len(broken) > SHOWN else []
     return broken[:SHOWN] + more
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data.add_arguments(parser)
+    add_data_arguments(parser)
     group = parser.add_argument_group("lists by themselves")
     for part in ("train", "database", "test", "val"):
         group.add_argument(f"--{part}", type=Path, metavar="LIST")
@@ -74,7 +74,7 @@ def read_given(args) -> dict[str, ImageList]:
     given = {part: getattr(args, part) for part in ("train", "database", "test", "val") if getattr(args, part)}
     if given:
         return {part: read_list(file, args.labels, args.prefix) for part, file in given.items()}
-    protocol: Protocol | None = data.PROTOCOLS.get(args.dataset)
+    protocol: Protocol | None = PROTOCOLS.get(args.dataset)
     if protocol is None:
         return {}
     return read_parts(protocol, args.lists_dir or args.data_dir or Path("data") / args.dataset)
@@ -94,12 +94,12 @@ def main() -> None:
             there = sorted({name for one in parts.values() for name in one.names if (root / name).is_file()})
             problems += check_images(FileImages(root, there), args.workers)
     else:
-        images = data.load(args)
+        images = load_data(args)
         rows = {p: getattr(images, p) for p in ("train", "database", "val", "test")}
         counts, labels = {p: len(r) for p, r in rows.items()}, {p: images.labels[r] for p, r in rows.items()}
         classes = images.classes
-        if isinstance(images.images, ShardImages) and not args.no_images:  # a folder's were decoded to load it
-            problems += check_images(images.images, args.workers)
+        if not (args.no_images or images.decoded):
+            problems += check_images(images.source, args.workers)
     print(describe(counts, labels, classes))
     if problems:
         raise UserError(f"{len(problems)} problems: " + "; ".join(problems))

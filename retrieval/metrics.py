@@ -19,8 +19,8 @@ from numba import njit, prange
 from numba.extending import intrinsic
 from scipy.special import gammaln
 
+from retrieval.codes import hamming_topk, pack, to_array
 from utils import distributed
-from utils.codes import hamming_topk, pack, to_array
 
 DENOMINATORS = ("retrieved", "min", "total")
 TIES = ("stable", "expected")

@@ -7,10 +7,13 @@ import numpy as np
 import torch
 
 from data import transforms
-from data.splits import HashingData
+from data.dataset import HashingData
 from data.views import eval_batches, view_batches
+from models.engines import choose_engine, engine_version, make_engine
 from utils import distributed
-from utils.features import FeatureCache, choose_engine, engine_version, make_engine, one_late, parse_size, prefetch
+from utils.cache import FeatureCache
+from utils.options import parse_size
+from utils.pipeline import one_late, prefetch
 
 BATCH = 64
 
@@ -52,7 +55,7 @@ class Extractor:
         rows_hash = hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest()
         return {
             "dataset": self.data.name,
-            "images": self.data.images.fingerprint,
+            "images": self.data.source.fingerprint,
             "rows": rows_hash,
             "backbone": self.backbone.describe(),
             "name": self.backbone.name,
@@ -82,7 +85,7 @@ class Extractor:
         return RowsOf(features, np.searchsorted(used, rows))
 
     def bank(self, n_views: int, quarters: int = 0) -> np.memmap:
-        """Features of views 0..n_views-1 of the training images, turned by ``quarters``, [n_views, n, dim]."""
+        """Features of views 0..n_views-1 of the training images, rotated by ``quarters``, [n_views, n, dim]."""
         n = len(self.data.train)
 
         def extract(start: int):
@@ -92,14 +95,14 @@ class Extractor:
             )
             return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
-        turned = {"quarters": quarters} if quarters else {}
+        rotated = {"quarters": quarters} if quarters else {}
         facts = self._facts(
             self.data.train,
             kind="views",
             transforms=transforms.VIEW_VERSION,
             flip=self.data.flip,
             view_seed=self.view_seed,
-            **turned,
+            **rotated,
         )
         features = self.cache.get(facts, n_views * n, self.backbone.dim, extract, f"{self.backbone.name} views")
         return features.reshape(n_views, n, self.backbone.dim)
@@ -118,7 +121,7 @@ class RowsOf:
         return self.array[self.rows[part]]
 
 
-def add_arguments(parser) -> None:
+def add_feature_arguments(parser) -> None:
     group = parser.add_argument_group("features")
     group.add_argument("--views", type=int, default=0, help="random views an image, cached; 0: two new ones each epoch")
     group.add_argument("--view-seed", type=int, default=0, help="seed of the cached views; shared by runs of all seeds")

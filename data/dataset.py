@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from data.sources import ArrayImages, FileImages
+from data.sources import ImageSource
 from utils.errors import UserError
 
 
@@ -15,16 +15,17 @@ class HashingData:
     """A data set with its split; ``train``, ``database``, ``val`` and ``test`` are positions in ``images``.
 
     Attributes:
-        images: a source of pixels: its length, ``[i]`` as uint8 [3, H, W], ``names`` and a ``fingerprint``.
+        source: where the pixels come from.
         labels: uint8 [n, L] of 0/1; one 1 a row for single-label sets. Never used in training, only to judge.
         k: the field's cut-off for mAP@k on this set.
         crop: False resizes to size x size for evaluation; True resizes the short side, then crops the centre.
         val_database: what validation queries search; the database, unless they were taken out of it.
+        decoded: every image was decoded while loading, or never needs to be.
         flip: whether a mirrored image means the same (photographs yes, digits no).
     """
 
     name: str
-    images: ArrayImages | FileImages
+    source: ImageSource
     labels: np.ndarray
     classes: list[str]
     train: np.ndarray
@@ -36,6 +37,7 @@ class HashingData:
     flip: bool = True
     val_database: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+    decoded: bool = False
 
     def __post_init__(self):
         if self.val_database is None:
@@ -47,7 +49,7 @@ class HashingData:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of images, labels and split: two runs may share features and teachers only if it is the same."""
-        digest = hashlib.sha256(self.images.fingerprint.encode())
+        digest = hashlib.sha256(self.source.fingerprint.encode())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         apart = [] if np.array_equal(self.val_database, self.database) else [self.val_database]
         for part in (self.train, self.database, self.val, self.test, *apart):

@@ -1,4 +1,4 @@
-"""Tables and figures out of many runs: ``python -m utils.report runs/*/test.json --out DIR``.
+"""Tables and figures out of many runs: ``python -m scripts.report runs/*/test.json --out DIR``.
 
 Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
 a run and setting), table.md, table.tex, map.png, precision_recall.png, and where they apply bits.png (by code length),
@@ -15,7 +15,8 @@ import pandas as pd
 
 from utils import figures
 from utils.errors import UserError, guarded
-from utils.runs import read_args, read_environment, written_aside
+from utils.files import written_aside
+from utils.runs import read_args, read_environment
 
 KEYS = ["dataset", "teacher", "student", "method", "bits", "setting"]
 FIRST = ["teacher", "none"]  # at the top of a table; the rest follows by name, BRCD last

@@ -1,4 +1,4 @@
-"""How redundant bits are: ``python -m utils.redundancy --run RUN`` for a finished BRCD run.
+"""How redundant bits are: ``python -m scripts.redundancy --run RUN`` for a finished BRCD run.
 
 A bit whose mean over a cluster is near 0 tells nothing about membership. Draws |bit mean| per cluster for the teacher's
 and the student's codes of the training images, and prints the share below the margin.
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.clusters import cluster_means, read_training_codes
+from losses.masks import cluster_means
+from retrieval.codes import read_training_codes
 from utils.errors import UserError, guarded
 from utils.figures import draw_redundancy
-from utils.runs import read_args, write_json
+from utils.files import write_json
+from utils.runs import read_args
 
 
 def redundancy(codes: np.ndarray, labels: np.ndarray, n_clusters: int, margin: float) -> dict:

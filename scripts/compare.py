@@ -18,8 +18,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from scripts.report import read_rows, write_report
 from utils.errors import UserError, guarded
-from utils.report import read_rows, write_report
 
 # Flags that change which features a student needs; the first cell that needs some gets the whole machine.
 FEATURE_FLAGS = ("--bn", "--student-size", "--student-features", "--views")

@@ -1,12 +1,20 @@
 """Packed binary codes and search by Hamming distance."""
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 import torch
 
+from utils.errors import UserError
+from utils.files import written_aside
+
+TRAINING_CODES = "train_codes.npz"  # in a run folder
+
 
 def to_array(codes: np.ndarray | torch.Tensor) -> np.ndarray:
-    return codes.detach().cpu().numpy() if isinstance(codes, torch.Tensor) else np.asarray(codes)
+    """A tensor on any device, or an array, as an array."""
+    return torch.as_tensor(codes).numpy(force=True)
 
 
 def pack(codes: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -42,3 +50,18 @@ def hamming_topk(query: np.ndarray, database: np.ndarray, k: int) -> tuple[np.nd
     index.use_heap = False  # counting, not a heap: faster, and ties keep the database's order
     index.add(np.ascontiguousarray(database))
     return index.search(np.ascontiguousarray(query), k)
+
+
+def write_training_codes(run: Path, codes) -> None:
+    """Keep a network's codes of the training images, [n, b], with its run."""
+    with written_aside(run / TRAINING_CODES) as file:
+        np.savez(file, codes=pack(codes), bits=codes.shape[1])
+
+
+def read_training_codes(run: Path) -> np.ndarray:
+    """The codes that a finished run wrote of its training images, int8 [n, b]."""
+    try:
+        with np.load(run / TRAINING_CODES, allow_pickle=False) as kept:
+            return unpack(kept["codes"], int(kept["bits"]))
+    except FileNotFoundError:
+        raise UserError(f"{run}: no {TRAINING_CODES}; is it a finished run?") from None

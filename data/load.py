@@ -1,0 +1,49 @@
+"""Data sets, one a file, and the transforms that all of them share."""
+
+from pathlib import Path
+
+from data import cifar10, digits, folder, from_lists, shards
+from data.dataset import HashingData
+from data.protocols import PROTOCOLS, Protocol
+from utils.errors import UserError
+
+
+def _from_lists(protocol: Protocol):
+    return lambda args, root: from_lists.load(protocol, root, args.lists_dir, args.drop_leaks, args.split_seed)
+
+
+DATASETS = {
+    "cifar10": lambda args, root: cifar10.load(root),
+    "digits": lambda args, root: digits.load(limit=args.limit),
+    "folder": lambda args, root: folder.load(root, skip_broken=args.skip_broken, seed=args.split_seed),
+    "shards": lambda args, root: shards.load(root, seed=args.split_seed),
+    **{name: _from_lists(protocol) for name, protocol in PROTOCOLS.items()},
+}
+
+
+def add_data_arguments(parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="digits", help=f"one of: {', '.join(DATASETS)}")
+    group.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
+    group.add_argument("--lists-dir", type=Path, help="lists: where train, database and test are (default: --data-dir)")
+    group.add_argument(
+        "--drop-leaks", action="store_true", help="lists: drop queries from the database instead of refusing"
+    )
+    group.add_argument("--skip-broken", action="store_true", help="folder: leave out images that do not decode")
+    group.add_argument("--split-seed", type=int, default=0, help="folder, lists: seed of the split")
+    group.add_argument("--limit", type=int, help="digits: keep only the first N images of each part (for tests)")
+
+
+def load_data(args) -> HashingData:
+    """The data set that a command line names; prints what it holds.
+
+    Raises:
+        UserError: unknown name, or what the data set's own loader refuses.
+    """
+    if args.dataset not in DATASETS:
+        raise UserError(f"unknown data set '{args.dataset}'; there are: {', '.join(DATASETS)}")
+    data = DATASETS[args.dataset](args, args.data_dir or Path("data") / args.dataset)
+    print(data.describe())
+    for note in data.notes:
+        print(f"note: {note}")
+    return data

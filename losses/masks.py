@@ -1,0 +1,72 @@
+"""Clusters of the teacher's codes and the bit masks made of them (He et al., WWW 2024, arXiv 2403.06071)."""
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from utils.errors import UserError
+
+N_STARTS = 30
+RULES = ("decided", "undecided")
+
+
+def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """K-means (k-means++, 30 starts) on codes.
+
+    Args:
+        codes: [n, b] in {-1, +1}.
+
+    Returns:
+        (labels int64 [n], centroids float32 [K, b]).
+
+    Raises:
+        UserError: fewer images than clusters, or n_clusters < 1.
+    """
+    codes = np.asarray(codes).astype(np.float32)
+    if not 1 <= n_clusters <= len(codes):
+        raise UserError(f"--clusters {n_clusters}: it must be from 1 to the number of training images, {len(codes)}")
+    distinct = len(np.unique(codes, axis=0))
+    if n_clusters > distinct:
+        raise UserError(
+            f"--clusters {n_clusters}: the teacher gives the training images only {distinct} different "
+            "codes; use fewer clusters"
+        )
+    found = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(codes)
+    return found.labels_.astype(np.int64), found.cluster_centers_.astype(np.float32)
+
+
+def bit_masks(codes, labels, n_clusters: int, margin: float = 0.5, rule: str = "decided") -> np.ndarray:
+    """Which bits mean something in each cluster.
+
+    Bits are independent, so one whose mean over a cluster is near 0 carries nothing there.
+
+    Args:
+        codes: [n, b] in {-1, +1}.
+        labels: [n] cluster of each.
+        margin: 0..1.
+        rule: "decided" keeps bits with |mean| >= margin (the method); "undecided" those below (an ablation).
+
+    Returns:
+        uint8 [K, b], 1 where the bit is kept; an empty cluster keeps none.
+    """
+    if not 0 <= margin <= 1:
+        raise UserError(f"--margin {margin}: it must be from 0 to 1")
+    if rule not in RULES:
+        raise UserError(f"--mask-rule {rule}: it is one of {', '.join(RULES)}")
+    codes, labels = np.asarray(codes), np.asarray(labels)
+    decided = np.abs(cluster_means(codes, labels, n_clusters)) >= margin
+    filled = (np.bincount(labels, minlength=n_clusters) > 0)[:, None]
+    return ((decided if rule == "decided" else ~decided) & filled).astype(np.uint8)
+
+
+def cluster_means(codes: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Mean of each bit over each cluster, float64 [K, b]; 0 for an empty cluster."""
+    member = np.eye(n_clusters)[labels]  # [n, K]
+    return member.T @ codes / np.maximum(member.sum(axis=0), 1)[:, None]
+
+
+def purity(labels: np.ndarray, classes: np.ndarray) -> float:
+    """Share of images whose class is their cluster's most frequent one; classes multi-hot [n, L] or numbers [n]."""
+    classes = np.asarray(classes)
+    classes = classes if classes.ndim == 2 else np.eye(classes.max() + 1)[classes]
+    member = np.eye(labels.max() + 1)[labels]
+    return float((member.T @ classes).max(axis=1).sum() / len(labels))

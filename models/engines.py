@@ -1,0 +1,126 @@
+"""What runs a frozen backbone: PyTorch, torch.compile or OpenVINO, on the device that there is."""
+
+import importlib.metadata
+import os
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from utils import distributed
+from utils.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device(f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no CUDA GPU can be used here; use --device auto or cpu")
+    if name == "cuda":  # not all processes of a machine on its first GPU
+        return torch.device("cuda", distributed.local_rank())
+    return device
+
+
+class TorchEngine:
+    """uint8 [B, 3, S, S] -> features float32 [B, D], by PyTorch in channels_last, autocast to ``precision``.
+
+    ``compiled``: by torch.compile, which takes a minute at the first batch and needs a C++ compiler (CPU) or Triton.
+
+    Raises:
+        UserError: torch.compile cannot compile here.
+    """
+
+    def __init__(self, backbone: nn.Module, device: torch.device, precision: torch.dtype, compiled: bool = False):
+        self.module = backbone.to(device, memory_format=torch.channels_last)
+        self.device, self.precision = device, precision
+        if compiled:
+            self.module = torch.compile(self.module)
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            images = images.pin_memory() if not images.is_cuda else images
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        try:
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                return self.module(images).float()
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().partition("\n")[0]
+            raise UserError(f"--engine compile does not work here ({reason}); use --engine torch") from None
+
+
+class OpenVINOEngine:
+    """The same by OpenVINO, on a CPU several times faster than eager PyTorch; batches of one fixed size inside."""
+
+    def __init__(self, backbone: nn.Module, size: int, precision: torch.dtype, batch_size: int):
+        import openvino
+
+        example = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # small: tracing runs it in eager mode
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the converter traces, and tracing warns of what it is
+            model = openvino.convert_model(backbone.cpu(), example_input=example)
+        model.reshape([batch_size, 3, size, size])
+        self.model, self.batch_size = model, batch_size
+        self.compiled = openvino.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[
+                    precision
+                ],
+                "PERFORMANCE_HINT": "LATENCY",  # one stream that uses every core, or this process's share of them
+                "INFERENCE_NUM_THREADS": max(1, os.cpu_count() // distributed.local_size())
+                if distributed.size() > 1
+                else 0,
+            },
+        )
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for part in images.cpu().split(self.batch_size):
+            short = self.batch_size - len(part)
+            padded = torch.cat([part, part[:1].expand(short, -1, -1, -1)]) if short else part
+            features = self.compiled(padded.contiguous().numpy())[0]
+            parts.append(torch.from_numpy(features[: len(part)].copy()))
+        return torch.cat(parts)
+
+
+def choose_engine(engine: str, precision: str, device: torch.device) -> tuple[str, torch.dtype]:
+    """What "auto" means here: (engine, dtype).
+
+    On CUDA auto is float16, on a CPU float32: bfloat16 is faster there, but moves EfficientNet-Lite's features by 5 %
+    (results/benchmarks/features.json).
+    """
+    engines, precisions = ("auto", "torch", "compile", "openvino"), ("auto", "float32", "bfloat16", "float16")
+    if engine not in engines or precision not in precisions:
+        raise UserError(f"--engine takes one of {', '.join(engines)}; --precision one of {', '.join(precisions)}")
+    if engine == "openvino" and device.type == "cuda":
+        raise UserError("--engine openvino runs on the CPU; use --device cpu with it, or --engine torch")
+    if engine == "auto":
+        engine = "openvino" if device.type == "cpu" else "torch"
+    if precision == "auto":
+        precision = "float16" if device.type == "cuda" else "float32"
+    return engine, getattr(torch, precision)
+
+
+def engine_version(engine: str) -> str:
+    """Name and version: another version's features differ in their last bits."""
+    package = "torch" if engine == "compile" else engine
+    return f"{engine} {importlib.metadata.version(package)}"
+
+
+def make_engine(
+    backbone: nn.Module, size: int, device: torch.device, engine: str, precision: torch.dtype, batch_size: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    if engine == "openvino":
+        return OpenVINOEngine(backbone, size, precision, batch_size)
+    return TorchEngine(backbone, device, precision, engine == "compile")

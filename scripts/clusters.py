@@ -1,0 +1,60 @@
+"""How many clusters? ``python -m scripts.clusters --teacher RUN`` draws elbow and silhouette curves over their number,
+from a teacher's training codes alone, and prints how dense each cluster's mask is.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import silhouette_score
+from tqdm import tqdm
+
+from losses.masks import bit_masks, cluster_codes
+from retrieval.codes import read_training_codes
+from utils.errors import guarded
+from utils.figures import draw_cluster_numbers
+from utils.files import write_csv
+
+
+def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -> list[dict]:
+    """For each number of clusters: k-means inertia and mean silhouette over the codes (Euclidean)."""
+    rows = []
+    for k in numbers:
+        labels, centroids = cluster_codes(codes, k, seed)
+        inertia = float(((codes - centroids[labels]) ** 2).sum())
+        rows.append({"clusters": k, "inertia": inertia, "silhouette": float(silhouette_score(codes, labels))})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Choose the number of clusters by a teacher's training codes.")
+    parser.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
+    parser.add_argument(
+        "--numbers", type=int, nargs="+", default=[2, 5, 10, 15, 20, 30, 50], help="cluster numbers to try"
+    )
+    parser.add_argument("--clusters", type=int, default=10, help="number whose masks are printed")
+    parser.add_argument("--margin", type=float, default=0.5)
+    parser.add_argument("--mask-rule", default="decided", help="decided or undecided")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    codes = read_training_codes(args.teacher)
+    labels, _ = cluster_codes(codes, args.clusters, args.seed)
+    masks = bit_masks(codes, labels, args.clusters, args.margin, args.mask_rule)
+    print(f"{args.clusters} clusters of {len(codes)} training codes, margin {args.margin}, rule {args.mask_rule}")
+    print("cluster  images  bits kept")
+    for c, size in enumerate(np.bincount(labels, minlength=args.clusters)):
+        print(f"{c:7}  {size:6}  {masks[c].sum():4} of {masks.shape[1]} ({masks[c].mean():.0%})")
+    rows = []
+    for k in tqdm([k for k in args.numbers if 1 < k < len(codes)], "cluster numbers"):
+        rows += elbow_and_silhouette(codes, [k], args.seed)
+    write_csv(args.teacher / "cluster_numbers.csv", rows)
+    draw_cluster_numbers(rows, args.teacher / "cluster_numbers.png")
+    best = max(rows, key=lambda r: r["silhouette"])
+    print("\nclusters     inertia  silhouette")
+    for r in rows:
+        print(f"{r['clusters']:8}  {r['inertia']:10.0f}  {r['silhouette']:10.3f}{'  <- highest' if r is best else ''}")
+    print(f"\nwrote {args.teacher / 'cluster_numbers.csv'} and cluster_numbers.png")
+
+
+if __name__ == "__main__":
+    guarded(main)
