@@ -7,20 +7,26 @@ the training images, and kept with the run.
 """
 
 import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from data.dataset import HashingData
 from data.features import BATCH, Extractor, add_feature_arguments, extractor
 from data.load import add_data_arguments, load_data
-from data.views import BankedViews, FreshViews, eval_batches
+from data.views import BankedViews, FreshViews, ViewBatch, eval_batches
+from losses.brcd import VARIANTS, BRCDOptions
+from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
-from losses.masks import bit_masks, cluster_codes, purity
-from losses.methods import METHODS, Batch, Knowledge, Setting
+from losses.masks import RULES, bit_masks, cluster_codes, purity
+from losses.methods import METHODS, Batch, Knowledge, build_method
 from models.backbones import (
     BACKBONES,
+    FEATURES,
     FrozenBackbone,
     batch_norm_statistics,
     build_backbone,
@@ -28,17 +34,19 @@ from models.backbones import (
     set_batch_norm_statistics,
 )
 from models.engines import pick_device
-from models.heads import HashHead, load_head, load_teacher, rebuild_backbone, save_head, student_head
+from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head, student_head
+from models.trained import Trained, best_file, read_teacher
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from utils import distributed
 from utils.errors import UserError, guarded
 from utils.files import file_lock, save_atomically, written_aside
-from utils.options import check_ranges
+from utils.options import Parser, one_of, real, whole
 from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded
-from utils.training import Schedule, fit
+from utils.training import Schedule, add_training_arguments, fit, schedule_of
 
+BN = ("frozen", "recalibrate")
 INHERITED = (
     "dataset",
     "data_dir",
@@ -57,98 +65,101 @@ INHERITED = (
     "cache_limit",
     "workers",
 )
+PARTS = {
+    "mask": "bit masks",
+    "cluster": "all cluster denoising: both of the next two",
+    "offset": "the handling of offset augmentations",
+    "false_negatives": "dropping false negatives",
+    "individual": "the individual space (alpha 0)",
+    "structural": "the structural semantics (alpha 1)",
+}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser() -> Parser:
+    parser = Parser(__doc__.splitlines()[0])
     add_data_arguments(parser)
     add_feature_arguments(parser)
     group = parser.add_argument_group("student")
     group.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
-    group.add_argument("--student", default="efficientnet_b0", help=f"one of: {', '.join(BACKBONES)}")
+    group.add_argument(
+        "--student", type=one_of(BACKBONES), default="efficientnet_b0", help=f"one of: {', '.join(BACKBONES)}"
+    )
     group.add_argument("--student-weights", default="pretrained", help="pretrained, a file, or random (tests only)")
-    group.add_argument("--student-features", default="auto", help="auto, logits or pooled")
-    group.add_argument("--student-size", type=int, help="pixels that the student sees (default: --size)")
-    group.add_argument("--head", default="auto", help="auto, linear or mlp")
+    group.add_argument("--student-features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
+    group.add_argument("--student-size", type=whole(1), help="pixels that the student sees (default: --size)")
+    group.add_argument("--head", type=one_of(("auto", *HEADS)), default="auto", help=f"auto, {', '.join(HEADS)}")
     group.add_argument(
-        "--bn", default="frozen", help="frozen, or recalibrate: BatchNorm statistics of the training images"
+        "--bn",
+        type=one_of(BN),
+        default="frozen",
+        help="frozen, or recalibrate: BatchNorm statistics of the training images",
     )
-    group.add_argument("--bits", type=int, help="must be the teacher's (the default)")
+    group.add_argument("--bits", type=whole(1, MOST_BITS), help="must be the teacher's (the default)")
     group = parser.add_argument_group("method")
-    group.add_argument("--method", default="brcd", help=f"one of: {', '.join(METHODS)}")
+    group.add_argument("--method", type=one_of(METHODS), default="brcd", help=f"one of: {', '.join(METHODS)}")
     group.add_argument(
-        "--rotated-views", type=int, default=2, help="sskd: of the cached views, how many are also rotated"
+        "--rotated-views", type=whole(1), default=2, help="sskd: of the cached views, how many are also rotated"
     )
-    group.add_argument("--kd-weight", type=float, default=1.0, help="of the distillation term")
-    group.add_argument("--alpha", type=float, default=0.8, help="brcd: share of the individual space")
-    group.add_argument("--margin", type=float, default=0.5, help="brcd: bits with a smaller |cluster mean| are masked")
-    group.add_argument("--clusters", type=int, default=10)
-    group.add_argument("--mask-rule", default="decided", help="brcd: decided, or undecided (the opposite)")
-    group.add_argument("--variant", default="paper", help="brcd: paper, or released (the released code's slips)")
-    for part, what in (
-        ("mask", "bit masks"),
-        ("cluster", "all cluster denoising: both of the next two"),
-        ("offset", "the handling of offset augmentations"),
-        ("false-negatives", "dropping false negatives"),
-        ("individual", "the individual space (alpha 0)"),
-        ("structural", "the structural semantics (alpha 1)"),
-    ):
+    group.add_argument("--kd-weight", type=real(0), default=1.0, help="of the distillation term")
+    group.add_argument(
+        "--alpha", type=real(0, 1), default=BRCDOptions.alpha, help="brcd: share of the individual space"
+    )
+    group.add_argument(
+        "--margin",
+        type=real(0, 1),
+        default=BRCDOptions.margin,
+        help="brcd: bits with a smaller |cluster mean| are masked",
+    )
+    group.add_argument("--clusters", type=whole(1), default=BRCDOptions.clusters, help="brcd: of the teacher's codes")
+    group.add_argument(
+        "--mask-rule",
+        type=one_of(RULES),
+        default=BRCDOptions.mask_rule,
+        help="brcd: decided, or undecided (the opposite)",
+    )
+    group.add_argument(
+        "--variant",
+        type=one_of(VARIANTS),
+        default=BRCDOptions.variant,
+        help="brcd: paper, or released (that code's slips)",
+    )
+    for part, what in PARTS.items():
         group.add_argument(
-            f"--no-{part}", dest=part.replace("-", "_"), action="store_false", help=f"brcd without {what}"
+            f"--no-{part.replace('_', '-')}", dest=part, action="store_false", help=f"brcd without {what}"
         )
     group.add_argument(
-        "--hashing", default="cibhash", help=f"the student's own objective, one of: {', '.join(HASHING)}"
+        "--hashing", type=one_of(HASHING), default="cibhash", help=f"the student's own objective: {', '.join(HASHING)}"
     )
-    group.add_argument("--temperature", type=float, default=0.3, help="of CIBHash and BRCD")
-    group.add_argument("--kl-weight", type=float, default=0.001)
-    group = parser.add_argument_group("training")
-    group.add_argument("--lr", type=float, default=1e-3)
-    group.add_argument("--batch-size", type=int, default=64)
-    group.add_argument("--epochs", type=int, default=400)
-    group.add_argument("--validate-every", type=int, default=10)
-    group.add_argument("--patience", type=int, default=5)
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--run-dir", type=Path, required=True)
-    group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
-    teacher = parser.parse_known_args()[0].teacher
-    parser.set_defaults(**inherited(teacher))
-    args = parser.parse_args()
-    for name, value, allowed in (
-        ("method", args.method, METHODS),
-        ("variant", args.variant, ("paper", "released")),
-        ("bn", args.bn, ("frozen", "recalibrate")),
-        ("hashing", args.hashing, HASHING),
-    ):
-        if value not in allowed:
-            raise UserError(f"unknown --{name} '{value}'; there are: {', '.join(allowed)}")
-    return args
+    group.add_argument("--temperature", type=real(1e-6), default=BRCDOptions.temperature, help="of CIBHash and BRCD")
+    group.add_argument("--kl-weight", type=real(0), default=KL_WEIGHT, help="of CIBHash's KL term")
+    add_training_arguments(
+        parser.add_argument_group("training"), Schedule(epochs=400, validate_every=10, patience=5), lr=1e-3
+    )
+    return parser
 
 
-def inherited(teacher: Path) -> dict:
-    """What a student takes over from its teacher's run unless its own command line says otherwise."""
-    known = read_args(teacher)
-    kept = {name: known[name] for name in INHERITED if name in known}
-    return {
-        name: Path(value) if name in ("data_dir", "cache_dir", "lists_dir") and value else value
-        for name, value in kept.items()
-    }
+def parse() -> argparse.Namespace:
+    """The command line, over what the student takes from its teacher's run."""
+    parser = make_parser()
+    known = read_args(parser.parse_known_args()[0].teacher)
+    parser.set_defaults(**{name: known[name] for name in INHERITED if name in known})
+    return parser.parse_args()
 
 
-def check_teacher(args, facts: dict, images) -> None:
-    bits = facts["config"]["bits"]
-    if args.bits not in (None, bits):
+def brcd_options(args) -> BRCDOptions:
+    return BRCDOptions(**{f.name: getattr(args, f.name) for f in fields(BRCDOptions)})
+
+
+def check_teacher(args, teacher: Trained, images: HashingData) -> None:
+    if args.bits not in (None, teacher.bits):
         raise UserError(
-            f"{args.teacher}: a teacher of {bits} bits, --bits is {args.bits}; train a teacher of "
+            f"{args.teacher}: a teacher of {teacher.bits} bits, --bits is {args.bits}; train a teacher of "
             f"{args.bits} bits, or leave --bits out"
         )
-    if facts["data"] != images.fingerprint:
-        raise UserError(
-            f"{args.teacher}: was trained on other images or another split than --dataset {args.dataset} "
-            "gives now; use the same data and split options for both"
-        )
+    teacher.check_data(images.fingerprint)
 
 
-def build_student(args, images, device: torch.device) -> FrozenBackbone:
+def build_student(args, images: HashingData, device: torch.device) -> FrozenBackbone:
     """The student's backbone; recalibrated statistics are kept in the cache, so that every run has the same bits."""
     backbone = build_backbone(args.student, args.student_weights, args.student_features)
     if args.bn == "recalibrate":
@@ -174,7 +185,13 @@ def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndar
 
 
 def training_views(
-    args, images, student: Extractor, teacher: Extractor, teacher_head: HashHead, device: torch.device, rotations: bool
+    args,
+    images: HashingData,
+    student: Extractor,
+    teacher: Extractor,
+    teacher_head: HashHead,
+    device: torch.device,
+    rotations: bool,
 ) -> BankedViews | FreshViews:
     """The student's features and the teacher's logits of random views: out of banks, or new ones each epoch."""
     if not args.views:
@@ -205,63 +222,33 @@ def teacher_views(head: HashHead, bank: np.ndarray, device: torch.device) -> tor
         return torch.stack([head(torch.tensor(view).to(device).float()).cpu() for view in bank])
 
 
-def main() -> None:
-    distributed.start()
-    args = parse()
-    check_ranges(args)
-    device = pick_device(args.device)
-    schedule = Schedule(args.epochs, args.validate_every, args.patience)
-    teacher_head, facts = load_teacher(args.teacher)
-    images = load_data(args)
-    check_teacher(args, facts, images)
-    bits = facts["config"]["bits"]
-    teacher_args = read_args(args.teacher)
-    teacher_backbone = rebuild_backbone(facts, teacher_args["weights"])
-    student_backbone = build_student(args, images, device)
-    run = Run(args.run_dir, vars(args), args.resume)
-    if run.finished:
-        return print(f"{run.folder}: finished already")
+class Step:
+    """What the student learns from one batch: its own objective and the method's terms."""
 
-    teacher_head.to(device)
-    kind = student_head(student_backbone) if args.head == "auto" else args.head
-    head = HashHead(student_backbone.dim, bits, kind, args.seed).to(device)
-    teacher = extractor(args, images, teacher_backbone, device, teacher_args["size"])
-    student = extractor(args, images, student_backbone, device, args.student_size)
-    method_entry = METHODS[args.method]
-    views = training_views(args, images, student, teacher, teacher_head, device, method_entry.rotations)
-    knowledge = None
-    if method_entry.clusters:
-        train_codes = teacher_head.encode(teacher.evaluation(images.train))
-        knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
-    with seeded("method", args.seed):  # embeddings and memories of the methods that have them
-        method = method_entry.build(args, Setting(bits, len(images.train), knowledge)).to(device)
-    hashing = HASHING[args.hashing](args)
-    modules = nn.ModuleDict({"head": head, "method": method})
+    def __init__(self, head: HashHead, hashing: nn.Module, method: nn.Module, kd_weight: float, device: torch.device):
+        self.head, self.hashing, self.method = head, hashing, method
+        self.kd_weight, self.device = kd_weight, device
 
-    def steps(epoch: int):
-        draw = generator("negatives", args.seed, epoch)
-        for batch in views.epoch(epoch, args.batch_size):
-            (student_features, teacher_logits), rotated = batch.pairs, batch.rotated
-            student_features = student_features.to(device, non_blocking=True)  # [2, B, D]
-            logits = head(student_features)  # [2, B, b]
-            student_rotated, teacher_rotated = (
-                (head(rotated[0].to(device)), rotated[1].to(device)) if rotated else (None, None)
-            )
-            terms = hashing(logits, student_features)
-            extra = method(
-                Batch(
-                    batch.index.to(device),
-                    logits,
-                    teacher_logits.to(device, non_blocking=True),
-                    draw,
-                    student_rotated,
-                    teacher_rotated,
-                )
-            )
-            yield {**terms, **extra, "loss": terms["loss"] + args.kd_weight * sum(extra.values())}
+    def __call__(self, views: ViewBatch, draw: torch.Generator) -> dict[str, torch.Tensor]:
+        """The batch's terms, "loss" among them."""
+        student_features, teacher_logits = (rows.to(self.device, non_blocking=True) for rows in views.pairs)
+        logits = self.head(student_features)  # [2, B, D] -> [2, B, b]
+        student_rotated, teacher_rotated = (
+            (self.head(views.rotated[0].to(self.device)), views.rotated[1].to(self.device))  # [4, B, b]
+            if views.rotated
+            else (None, None)
+        )
+        index = views.index.to(self.device)
+        terms = self.hashing(logits, student_features)
+        extra = self.method(Batch(index, logits, teacher_logits, draw, student_rotated, teacher_rotated))
+        return {**terms, **extra, "loss": terms["loss"] + self.kd_weight * sum(extra.values())}
 
+
+def validation(
+    head: HashHead, student: Extractor, teacher_database: torch.Tensor, images: HashingData
+) -> Callable[[], dict[str, float]]:
+    """A function that measures ``head`` on the validation queries, in both settings; features are had once."""
     val, database = student.evaluation(images.val), student.evaluation(images.val_database)
-    teacher_database = teacher_head.encode(teacher.evaluation(images.val_database))
     val_labels, database_labels = images.labels[images.val], images.labels[images.val_database]
 
     def validate() -> dict[str, float]:
@@ -271,30 +258,61 @@ def main() -> None:
             for name, codes in (("sshp", head.encode(database)), ("ashp", teacher_database))
         }
 
-    def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
-        save_head(
-            path,
-            head,
-            role="student",
-            backbone=student_backbone.describe(),
-            data=images.fingerprint,
-            epoch=epoch,
-            metrics=metrics,
-            batch_norm=statistics,
-        )
+    return validate
 
-    statistics = batch_norm_statistics(student_backbone) if args.bn == "recalibrate" else None
+
+def main() -> None:
+    distributed.start()
+    args = parse()
+    device = pick_device(args.device)
+    trained = read_teacher(args.teacher)
+    teacher_head = trained.heads["map"]
+    images = load_data(args)
+    check_teacher(args, trained, images)
+    student_backbone, teacher_backbone = build_student(args, images, device), trained.backbone()
+    run = Run(args.run_dir, vars(args), args.resume)
+    if run.finished:
+        return print(f"{run.folder}: finished already")
+
+    teacher_head.to(device)
+    kind = student_head(student_backbone) if args.head == "auto" else args.head
+    head = HashHead(student_backbone.dim, trained.bits, kind, args.seed).to(device)
+    teacher = extractor(args, images, teacher_backbone, device, trained.size)
+    student = extractor(args, images, student_backbone, device, args.student_size)
+    needs = METHODS[args.method]
+    views = training_views(args, images, student, teacher, teacher_head, device, needs.rotations)
+    knowledge = None
+    if needs.clusters:
+        train_codes = teacher_head.encode(teacher.evaluation(images.train))
+        knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
+    with seeded("method", args.seed):  # embeddings and memories of the methods that have them
+        method = build_method(args.method, trained.bits, len(images.train), knowledge, brcd_options(args)).to(device)
+    hashing = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
+    step = Step(head, hashing, method, args.kd_weight, device)
+
+    def steps(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
+        draw = generator("negatives", args.seed, epoch)
+        return (step(batch, draw) for batch in views.epoch(epoch, args.batch_size))
+
+    described = {"role": "student", "backbone": student_backbone.describe(), "data": images.fingerprint}
+    described["batch_norm"] = batch_norm_statistics(student_backbone) if args.bn == "recalibrate" else None
+
+    def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
+        save_head(path, head, **described, epoch=epoch, metrics=metrics)
+
+    validate = validation(head, student, teacher_head.encode(teacher.evaluation(images.val_database)), images)
+    modules = nn.ModuleDict({"head": head, "method": method})
     optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr, fused=True)
-    summary = fit(run, modules, optimizer, steps, validate, save_best, schedule)
+    summary = fit(run, modules, optimizer, steps, validate, save_best, schedule_of(args))
     train_features = student.evaluation(images.train)
     if not distributed.is_first():
         return
-    best, _ = load_head(run.path("best_sshp.pt"))
+    best, _ = load_head(run.path(best_file("sshp")))
     write_training_codes(run.folder, best.encode(train_features))
     run.finish(summary)
-    for name, found in summary["best"].items():
-        where = f"epoch {found['epoch']} of {summary['epochs']}"
-        print(f"validation {name.upper()} mAP@{images.k} {found['value']:.4f}, {where}")
+    for name, chosen in summary["best"].items():
+        where = f"epoch {chosen['epoch']} of {summary['epochs']}"
+        print(f"validation {name.upper()} mAP@{images.k} {chosen['value']:.4f}, {where}")
     print(f"in {run.folder}")
 
 

@@ -8,55 +8,47 @@ Prints a table, then one JSON object as its last line.
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import distill
+import train_teacher
 from data.dataset import HashingData
 from data.features import extractor
 from data.load import load_data
 from data.transforms import eval_transform
+from losses.methods import METHODS
 from models.engines import pick_device
-from models.heads import HashHead, load_head, load_teacher, rebuild_backbone
+from models.trained import Trained, read_run
 from retrieval.codes import pack
 from retrieval.metrics import retrieval_report
 from utils import distributed
-from utils.errors import UserError, guarded
+from utils.errors import guarded
 from utils.figures import draw_curves, draw_retrieved
 from utils.files import write_csv, write_json, written_aside
-from utils.options import check_ranges
-from utils.runs import git_commit, read_args, read_environment
+from utils.options import Parser, one_of, whole
+from utils.runs import FREE, git_commit, read_environment
 
 THUMBNAIL = 96
-# What tells one row of a table from another, and the defaults that need no mention.
-DEFAULTS = {
-    "hashing": "cibhash",
-    "kd_weight": 1.0,
-    "bn": "frozen",
-    "student_features": "auto",
-    "head": "auto",
-    "temperature": 0.3,
-    "lr": 1e-3,
-    "batch_size": 64,
+QUERIES = ("test", "val")
+# Options that name no row of a table: what a result does not depend on, and what has a column of its own.
+UNNAMED = FREE | {
+    *("device", "lists_dir", "dataset", "seed", "bits"),
+    *("teacher", "student", "student_size", "method", "backbone"),
 }
-BRCD_DEFAULTS = {
-    "variant": "paper",
-    "alpha": 0.8,
-    "margin": 0.5,
-    "clusters": 10,
-    "mask_rule": "decided",
-    "mask": True,
-    "cluster": True,
-    "offset": True,
-    "false_negatives": True,
-    "individual": True,
-    "structural": True,
-}
+DEFINITION = (
+    "AP@k = sum of precision(r) * rel(r) over ranks r <= k, over D; map keys are ties/D, D = relevant retrieved, "
+    "min(k, R) or R (total); ties stable in database order, or expected over random orders; relevant = at least one "
+    "label shared"
+)
+SUMMARY = ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")  # of a report, in the last line printed
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument(
         "--run",
         "--run-dir",
@@ -65,19 +57,19 @@ def parse() -> argparse.Namespace:
         help="folder of a student's or a teacher's run (torchrun keeps --run for itself)",
     )
     parser.add_argument("--json", type=Path, help="where the results go (default: RUN/test.json)")
-    parser.add_argument("--queries", default="test", help="test, or val (what model selection saw)")
-    parser.add_argument("--k", type=int, help="cut-off of mAP@k (default: the data set's)")
+    parser.add_argument("--queries", type=one_of(QUERIES), default="test", help="test, or val (what selection saw)")
+    parser.add_argument("--k", type=whole(1), help="cut-off of mAP@k (default: the data set's)")
     parser.add_argument("--dump-codes", type=Path, metavar="DIR", help="write packed codes, labels and paths as .npz")
-    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="queries drawn with their top 10; 0: none")
+    parser.add_argument("--pictures", type=whole(0), default=8, metavar="N", help="queries drawn with their top 10")
     parser.add_argument("--data-dir", type=Path, help="where the images are now (default: where training found them)")
     parser.add_argument("--cache-dir", type=Path, help="default: the run's")
     parser.add_argument("--device", help="default: the run's")
     return parser.parse_args()
 
 
-def run_arguments(args) -> argparse.Namespace:
-    """The run's own arguments, with what this command line overrides."""
-    kept = argparse.Namespace(**read_args(args.run))
+def run_options(args, run: Trained) -> argparse.Namespace:
+    """The run's own options, with what this command line overrides."""
+    kept = argparse.Namespace(**run.args)
     for name in ("data_dir", "cache_dir", "lists_dir"):
         value = getattr(args, name, None) or getattr(kept, name, None)
         setattr(kept, name, Path(value) if value else None)
@@ -85,57 +77,92 @@ def run_arguments(args) -> argparse.Namespace:
     return kept
 
 
-def searched(args, images: HashingData) -> np.ndarray:
-    return images.database if args.queries == "test" else images.val_database
+def named_options(run: Trained) -> dict:
+    """All options of a run that differ from its parser's defaults and that its result may depend on."""
+    parser = (distill if run.teacher else train_teacher).make_parser()
+    others = frozenset().union(*(m.own for name, m in METHODS.items() if name != run.args.get("method")))
+    left_out = UNNAMED | (others if run.teacher else {"hashing"})  # a column shows it
+    return {
+        name: run.args[name]
+        for name, default in sorted(parser.defaults().items())
+        if name in run.args and run.args[name] != default and name not in left_out
+    }
 
 
 class Hasher:
-    """One network of a run: codes of any images of the data set."""
+    """Codes of any images of the data set by the network under a run's heads."""
 
-    def __init__(self, run_args, images: HashingData, backbone, device: torch.device, size: int):
-        self.features = extractor(run_args, images, backbone, device, size)
-        self.name, self.pretrained, self.device = backbone.name, backbone.pretrained, device
+    def __init__(self, run: Trained, options, images: HashingData):
+        self.run, self.backbone, self.device = run, run.backbone(), pick_device(options.device)
+        self.features = extractor(options, images, self.backbone, self.device, run.size)
 
-    def codes(self, head: HashHead, rows: np.ndarray) -> torch.Tensor:
-        return head.to(self.device).encode(self.features.evaluation(rows))
+    def codes(self, metric: str, rows: np.ndarray) -> torch.Tensor:
+        """int8 [n, bits] of images ``rows`` by the head that ``metric`` chose."""
+        return self.run.heads[metric].to(self.device).encode(self.features.evaluation(rows))
 
 
-def settings(args, run_args, images: HashingData, device: torch.device) -> tuple[dict[str, tuple], list[Hasher]]:
-    """(query codes, database codes) of each search setting, and the networks that made them."""
-    queries, database = getattr(images, args.queries), searched(args, images)
-    is_student = hasattr(run_args, "teacher")
-    teacher_folder = Path(run_args.teacher) if is_student else args.run
-    teacher_head, facts = load_teacher(teacher_folder)
-    if facts["data"] != images.fingerprint:
-        raise UserError(f"{teacher_folder}: was trained on other images or another split than these")
-    teacher_args = read_args(teacher_folder)
-    teacher = Hasher(run_args, images, rebuild_backbone(facts, teacher_args["weights"]), device, teacher_args["size"])
-    teacher_database = teacher.codes(teacher_head, database)
-    teacher_pair = (teacher.codes(teacher_head, queries), teacher_database)
-    if not is_student:
-        return {"teacher": teacher_pair}, [teacher]
-    sshp_head, facts = load_head(args.run / "best_sshp.pt")
-    ashp_head, _ = load_head(args.run / "best_ashp.pt")
-    student_backbone = rebuild_backbone(facts, run_args.student_weights)
-    student = Hasher(run_args, images, student_backbone, device, run_args.student_size or run_args.size)
+@dataclass(frozen=True)
+class Search:
+    """One search setting: the codes that ask and those that are searched, [q, b] and [n, b]."""
+
+    queries: torch.Tensor
+    database: torch.Tensor
+
+
+def searches(hashers: list[Hasher], queries: np.ndarray, database: np.ndarray) -> dict[str, Search]:
+    """By setting; ``hashers``: the student's and its teacher's, or the teacher's alone."""
+    teacher, *student = reversed(hashers)
+    taught = Search(teacher.codes("map", queries), teacher.codes("map", database))
+    if not student:
+        return {"teacher": taught}
+    codes = student[0].codes
     return {
-        "sshp": (student.codes(sshp_head, queries), student.codes(sshp_head, database)),
-        "ashp": (student.codes(ashp_head, queries), teacher_database),
-        "teacher": teacher_pair,
-    }, [student, teacher]
+        "sshp": Search(codes("sshp", queries), codes("sshp", database)),
+        "ashp": Search(codes("ashp", queries), taught.database),
+        "teacher": taught,
+    }
 
 
-def method_name(run_args, teacher_args: dict) -> str:
-    """The method with everything that is not at its default, such as "brcd no-mask margin=0.2"."""
-    if not hasattr(run_args, "teacher"):
-        return "teacher"
-    defaults = DEFAULTS | {"views": teacher_args["views"]} | (BRCD_DEFAULTS if run_args.method == "brcd" else {})
-    words = [run_args.method]
-    for name, default in defaults.items():
-        value = getattr(run_args, name)
-        if value != default:
-            words.append(f"no-{name.replace('_', '-')}" if value is False else f"{name}={value}")
-    return " ".join(words).replace("variant=", "")
+def describe(args, run: Trained, hashers: list[Hasher], images: HashingData) -> dict:
+    """What was measured: the keys of a result beside its reports."""
+    teacher = run.teacher or run
+    trained, taught = read_environment(run.folder), read_environment(teacher.folder)
+    return {
+        "run": str(args.run),
+        "dataset": images.name,
+        "data": images.fingerprint,
+        "queries": args.queries,
+        "n_queries": len(asked(args, images)),
+        "n_database": len(searched(args, images)),
+        "method": run.args["method"] if run.teacher else "teacher",
+        "options": named_options(run) if run.teacher else {},
+        "seed": run.args["seed"],
+        "teacher_seed": teacher.args["seed"],
+        "teacher_hashing": teacher.args["hashing"],
+        "teacher_options": named_options(teacher),
+        "bits": run.bits,
+        "teacher_backbone": hashers[-1].backbone.name,
+        "student_backbone": hashers[0].backbone.name,
+        "student_size": run.args.get("student_size"),
+        "engine": hashers[0].features.engine_name,
+        "precision": str(hashers[0].features.precision),
+        "multi_label": bool((images.labels.sum(axis=1) > 1).any()),
+        "pretrained": all(h.backbone.pretrained for h in hashers),
+        "commit": trained["commit"],
+        "command": trained["command"],
+        "teacher_commit": taught["commit"],
+        "teacher_command": taught["command"],
+        "evaluation_commit": git_commit(),
+        "definition": DEFINITION,
+    }
+
+
+def asked(args, images: HashingData) -> np.ndarray:
+    return getattr(images, args.queries)
+
+
+def searched(args, images: HashingData) -> np.ndarray:
+    return images.database if args.queries == "test" else images.val_database
 
 
 def table(reports: dict[str, dict]) -> str:
@@ -150,27 +177,28 @@ def table(reports: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def retrieved_rows(
-    images: HashingData, report: dict, queries: np.ndarray, database: np.ndarray, count: int
-) -> list[tuple]:
+def retrieved_rows(args, images: HashingData, report: dict) -> list[tuple]:
+    """Some queries, evenly spread, each with its first ten and whether they are relevant; see ``draw_retrieved``."""
+    queries, database = asked(args, images), searched(args, images)
+
     def picture(index: int) -> np.ndarray:
         return eval_transform(images.source[index], THUMBNAIL, images.crop).permute(1, 2, 0).numpy()
 
-    chosen = np.linspace(0, len(queries) - 1, min(count, len(queries))).astype(int)
     rows = []
-    for q in chosen:
-        found = database[report["indices"][q]]
-        right = (images.labels[found] & images.labels[queries[q]]).any(axis=1)
-        rows.append((picture(queries[q]), list(zip(map(picture, found), right.tolist(), strict=True))))
+    for q in np.linspace(0, len(queries) - 1, min(args.pictures, len(queries))).astype(int):
+        nearest = database[report["indices"][q]]
+        relevant = (images.labels[nearest] & images.labels[queries[q]]).any(axis=1)
+        rows.append((picture(queries[q]), list(zip(map(picture, nearest), relevant.tolist(), strict=True))))
     return rows
 
 
-def dump_codes(
-    folder: Path, pairs: dict[str, tuple], images: HashingData, queries: np.ndarray, database: np.ndarray
-) -> None:
-    for name, (query_codes, database_codes) in pairs.items():
-        for part, codes, rows in (("query", query_codes, queries), ("database", database_codes, database)):
-            with written_aside(folder / f"{name}_{part}.npz") as file:
+def dump_codes(args, pairs: dict[str, Search], images: HashingData) -> None:
+    for name, search in pairs.items():
+        for part, codes, rows in (
+            ("query", search.queries, asked(args, images)),
+            ("database", search.database, searched(args, images)),
+        ):
+            with written_aside(args.dump_codes / f"{name}_{part}.npz") as file:
                 np.savez_compressed(
                     file,
                     codes=pack(codes),
@@ -180,96 +208,69 @@ def dump_codes(
                 )
 
 
+def draw(args, target: Path, images: HashingData, reports: dict[str, dict]) -> None:
+    draw_curves(reports, target.with_suffix(".png"), f"{images.name}, {args.queries} queries")
+    if args.pictures:
+        first = next(iter(reports))
+        file = target.with_name(f"{target.stem}_retrieved.png")
+        draw_retrieved(retrieved_rows(args, images, reports[first]), file, f"{first} top 10, {images.name}")
+
+
+def write(target: Path, facts: dict, reports: dict[str, dict]) -> dict:
+    """``target``, and beside it the metrics as .csv and every query's AP as .npz, for paired tests between runs."""
+    with written_aside(target.with_suffix(".npz")) as file:
+        np.savez_compressed(file, **{name: report["ap"] for name, report in reports.items()})
+    plain = {
+        name: {key: value for key, value in report.items() if key not in ("ap", "indices", "curve")}
+        | {"precision_curve": [round(float(p), 6) for p in report["curve"]]}
+        for name, report in reports.items()
+    }
+    result = {**facts, **plain}
+    write_json(target, result)
+    rows = [
+        {
+            "setting": name,
+            "k": r["k"],
+            **r["map"],
+            "map_all": r["map_all"],
+            "precision_radius_2": r["precision_radius_2"],
+            "ndcg": r["ndcg"],
+            **{f"precision@{n}": v for n, v in r["precision_at"].items()},
+        }
+        for name, r in plain.items()
+    ]
+    write_csv(target.with_suffix(".csv"), rows)
+    return result
+
+
 def main() -> None:
     distributed.start()
     args = parse()
-    check_ranges(args)
-    if args.queries not in ("test", "val"):
-        raise UserError(f"--queries {args.queries}: it is test or val")
-    run_args = run_arguments(args)
-    device = pick_device(run_args.device)
-    images = load_data(run_args)
-    teacher_args = read_args(run_args.teacher) if hasattr(run_args, "teacher") else vars(run_args)
-    pairs, hashers = settings(args, run_args, images, device)
-    queries, database = getattr(images, args.queries), searched(args, images)
-    k = args.k or images.k
+    run = read_run(args.run)
+    options = run_options(args, run)
+    images = load_data(options)
+    runs = [run, run.teacher] if run.teacher else [run]
+    for one in runs:
+        one.check_data(images.fingerprint)
+    hashers = [Hasher(one, options, images) for one in runs]
+    pairs = searches(hashers, asked(args, images), searched(args, images))
+    labels, database_labels = images.labels[asked(args, images)], images.labels[searched(args, images)]
     reports = {
-        name: retrieval_report(*codes, images.labels[queries], images.labels[database], k)
-        for name, codes in pairs.items()
+        name: retrieval_report(search.queries, search.database, labels, database_labels, args.k or images.k)
+        for name, search in pairs.items()
     }
     if not distributed.is_first():
         return
 
     target = args.json or args.run / f"{args.queries}.json"
-    draw_curves(reports, target.with_suffix(".png"), f"{run_args.dataset}, {args.queries} queries")
-    if args.pictures > 0:
-        first = next(iter(reports))
-        draw_retrieved(
-            retrieved_rows(images, reports[first], queries, database, args.pictures),
-            target.with_name(f"{target.stem}_retrieved.png"),
-            f"{first} top 10, {run_args.dataset}",
-        )
+    draw(args, target, images, reports)
     if args.dump_codes:
-        dump_codes(args.dump_codes, pairs, images, queries, database)
-    with written_aside(target.with_suffix(".npz")) as file:  # for paired tests between runs
-        np.savez_compressed(file, **{name: report.pop("ap") for name, report in reports.items()})
-    for report in reports.values():
-        report["precision_curve"] = [round(float(p), 6) for p in report.pop("curve")]
-        del report["indices"]
-    trained = read_environment(args.run)
-    taught = read_environment(Path(run_args.teacher)) if hasattr(run_args, "teacher") else trained
-    result = {
-        "run": str(args.run),
-        "dataset": run_args.dataset,
-        "queries": args.queries,
-        "n_queries": len(queries),
-        "n_database": len(database),
-        "method": method_name(run_args, teacher_args),
-        "seed": run_args.seed,
-        "teacher_seed": teacher_args["seed"],
-        "teacher_hashing": teacher_args["hashing"],
-        "bits": next(iter(pairs.values()))[0].shape[1],
-        "teacher_backbone": hashers[-1].name,
-        "student_backbone": hashers[0].name,
-        "student_size": getattr(run_args, "student_size", None),
-        "engine": hashers[0].features.engine_name,
-        "precision": str(hashers[0].features.precision),
-        "multi_label": bool((images.labels.sum(axis=1) > 1).any()),
-        "pretrained": all(h.pretrained for h in hashers),
-        "commit": trained["commit"],
-        "command": trained["command"],
-        "teacher_commit": taught["commit"],
-        "teacher_command": taught["command"],
-        "evaluated_at": git_commit(),
-        "definition": "AP@k = sum of precision(r) * rel(r) over ranks r <= k, over D; map keys are ties/D, D = "
-        "relevant retrieved, min(k, R) or R (total); ties stable in database order, or expected over random orders; "
-        "relevant = at least one label shared",
-        **reports,
-    }
-    write_json(target, result)
-    write_csv(
-        target.with_suffix(".csv"),
-        [
-            {
-                "setting": name,
-                "k": r["k"],
-                **r["map"],
-                "map_all": r["map_all"],
-                "precision_radius_2": r["precision_radius_2"],
-                "ndcg": r["ndcg"],
-                **{f"precision@{n}": v for n, v in r["precision_at"].items()},
-            }
-            for name, r in reports.items()
-        ],
-    )
+        dump_codes(args, pairs, images)
+    result = write(target, describe(args, run, hashers, images), reports)
     print(table(reports))
     if not result["pretrained"]:
         print("note: random backbone weights; these numbers test the code and are no result")
-    short = {
-        name: {key: r[key] for key in ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")}
-        for name, r in reports.items()
-    }
-    print(json.dumps({**result, **short}))
+    print(json.dumps({**result, **{name: {key: reports[name][key] for key in SUMMARY} for name in reports}}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-dir runs/teacher
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -13,49 +12,47 @@ from data.dataset import HashingData
 from data.features import Extractor, add_feature_arguments, extractor
 from data.load import add_data_arguments, load_data
 from data.views import BankedViews, FreshViews
+from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
-from models.backbones import BACKBONES, build_backbone
+from losses.nt_xent import TEMPERATURE
+from models.backbones import BACKBONES, FEATURES, build_backbone
 from models.engines import pick_device
-from models.heads import TEACHER_FILE, HashHead, load_head, save_head
+from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head
 from models.itq import itq_head
+from models.trained import best_file
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from utils import distributed
-from utils.errors import UserError, guarded
-from utils.options import check_ranges
+from utils.errors import guarded
+from utils.options import Parser, one_of, real, whole
 from utils.runs import Run
-from utils.training import Schedule, fit
+from utils.training import Schedule, add_training_arguments, fit, schedule_of
 
 ITQ = "itq"
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser() -> Parser:
+    parser = Parser(__doc__.splitlines()[0])
     add_data_arguments(parser)
     add_feature_arguments(parser)
     group = parser.add_argument_group("teacher")
-    group.add_argument("--backbone", default="vit_b_16", help=f"one of: {', '.join(BACKBONES)}")
+    group.add_argument("--backbone", type=one_of(BACKBONES), default="vit_b_16", help=f"one of: {', '.join(BACKBONES)}")
     group.add_argument(
         "--weights", default="pretrained", help="pretrained, a state dict's file, or random (tests only)"
     )
-    group.add_argument("--features", default="auto", help="auto, logits or pooled")
-    group.add_argument("--head", default="linear", help="linear or mlp")
-    group.add_argument("--bits", type=int, default=64)
-    group.add_argument("--hashing", default="cibhash", help=f"one of: {', '.join([*HASHING, ITQ])} (training-free)")
-    group.add_argument("--temperature", type=float, default=0.3)
-    group.add_argument("--kl-weight", type=float, default=0.001)
-    group.add_argument("--lr", type=float, default=5e-4)
-    group.add_argument("--batch-size", type=int, default=64)
-    group.add_argument("--epochs", type=int, default=200)
-    group.add_argument("--validate-every", type=int, default=5)
-    group.add_argument("--patience", type=int, default=3)
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--run-dir", type=Path, required=True)
-    group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
-    args = parser.parse_args()
-    if args.hashing not in (*HASHING, ITQ):
-        raise UserError(f"unknown --hashing '{args.hashing}'; there are: {', '.join([*HASHING, ITQ])}")
-    return args
+    group.add_argument("--features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
+    group.add_argument("--head", type=one_of(HEADS), default="linear", help=", ".join(HEADS))
+    group.add_argument("--bits", type=whole(1, MOST_BITS), default=64, help="code length")
+    group.add_argument(
+        "--hashing",
+        type=one_of((*HASHING, ITQ)),
+        default="cibhash",
+        help=f"{', '.join(HASHING)} or {ITQ} (training-free)",
+    )
+    group.add_argument("--temperature", type=real(1e-6), default=TEMPERATURE, help="of CIBHash")
+    group.add_argument("--kl-weight", type=real(0), default=KL_WEIGHT, help="of CIBHash's KL term")
+    add_training_arguments(group, Schedule(epochs=200, validate_every=5, patience=3), lr=5e-4)
+    return parser
 
 
 def head_facts(backbone, images: HashingData) -> dict:
@@ -73,9 +70,9 @@ def fit_itq(args, run: Run, images: HashingData, features: Extractor, backbone) 
     """ITQ has no epochs: one head from the training images' features."""
     rows = features.evaluation(images.train)
     head = itq_head(torch.from_numpy(rows[:].astype(np.float32)), args.bits, args.seed)
-    found = validation_map(head, images, features)
-    save_head(run.path(TEACHER_FILE), head, **head_facts(backbone, images), epoch=0, metrics={"map": found})
-    finish(run, images, features, {"best": {"map": {"value": found, "epoch": 0}}, "epochs": 0})
+    value = validation_map(head, images, features)
+    save_head(run.path(best_file("map")), head, **head_facts(backbone, images), epoch=0, metrics={"map": value})
+    finish(run, images, features, {"best": {"map": {"value": value, "epoch": 0}}, "epochs": 0})
 
 
 def finish(run: Run, images: HashingData, features: Extractor, summary: dict) -> None:
@@ -83,21 +80,18 @@ def finish(run: Run, images: HashingData, features: Extractor, summary: dict) ->
     train_features = features.evaluation(images.train)
     if not distributed.is_first():
         return
-    best, _ = load_head(run.path(TEACHER_FILE))
+    best, _ = load_head(run.path(best_file("map")))
     write_training_codes(run.folder, best.encode(train_features))
     run.finish(summary)
-    found = summary["best"]["map"]
-    print(
-        f"validation mAP@{images.k} {found['value']:.4f} at epoch {found['epoch']} of {summary['epochs']}; {run.folder}"
-    )
+    chosen = summary["best"]["map"]
+    where = f"at epoch {chosen['epoch']} of {summary['epochs']}"
+    print(f"validation mAP@{images.k} {chosen['value']:.4f} {where}; {run.folder}")
 
 
 def main() -> None:
     distributed.start()
-    args = parse()
-    check_ranges(args)
+    args = make_parser().parse_args()
     device = pick_device(args.device)
-    schedule = Schedule(args.epochs, args.validate_every, args.patience)
     images = load_data(args)
     backbone = build_backbone(args.backbone, args.weights, args.features)
     head = HashHead(backbone.dim, args.bits, args.head, args.seed).to(device)
@@ -108,7 +102,7 @@ def main() -> None:
     features = extractor(args, images, backbone, device)
     if args.hashing == ITQ:
         return fit_itq(args, run, images, features, backbone)
-    objective = HASHING[args.hashing](args)
+    objective = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
     if args.views:
         views = BankedViews([features.bank(args.views)], args.seed)
     else:
@@ -128,7 +122,7 @@ def main() -> None:
         save_head(path, head, **head_facts(backbone, images), epoch=epoch, metrics=metrics)
 
     optimizer = torch.optim.Adam(head.parameters(), lr=args.lr, fused=True)
-    summary = fit(run, head, optimizer, steps, validate, save_best, schedule)
+    summary = fit(run, head, optimizer, steps, validate, save_best, schedule_of(args))
     finish(run, images, features, summary)
 
 

@@ -7,7 +7,6 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -18,20 +17,19 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from measure import anonymous_mib, median_seconds  # noqa: E402
 
 from data.views import BankedViews  # noqa: E402
+from losses.brcd import BRCDOptions  # noqa: E402
+from losses.cibhash import KL_WEIGHT  # noqa: E402
 from losses.hashing import HASHING  # noqa: E402
-from losses.methods import METHODS, Batch, Knowledge, Setting  # noqa: E402
+from losses.methods import METHODS, Batch, Knowledge, build_method  # noqa: E402
+from losses.nt_xent import TEMPERATURE  # noqa: E402
 from models.heads import HashHead  # noqa: E402
 from utils.cache import DTYPE, FeatureCache  # noqa: E402
 from utils.files import write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
 from utils.training import train_epoch  # noqa: E402
 
-N, BITS, BATCH, CLUSTERS, EPOCHS = 5000, 64, 64, 10, 400
+N, BITS, BATCH, EPOCHS = 5000, 64, 64, 400
 STEPS = -(-N // BATCH)  # an epoch's
-ARGS = SimpleNamespace(
-    **dict.fromkeys(("mask", "cluster", "offset", "false_negatives", "individual", "structural"), True),
-    **{"temperature": 0.3, "alpha": 0.8, "kl_weight": 0.001, "variant": "paper"},
-)
 
 
 def matmuls(kind: str, dim: int):
@@ -56,12 +54,12 @@ def training(kind: str, dim: int, method: str):
     draw = torch.Generator().manual_seed(0)
     bank = torch.randn(8, N, dim, generator=draw).to(torch.float16).numpy()
     views = BankedViews([bank, torch.randn(8, N, BITS, generator=draw)], 0)
-    centroids = torch.randn(CLUSTERS, BITS, generator=draw).sign()
-    masks = torch.rand(CLUSTERS, BITS, generator=draw) > 0.5
-    knowledge = Knowledge(torch.randint(CLUSTERS, (N,), generator=draw), centroids, masks)
+    centroids = torch.randn(BRCDOptions.clusters, BITS, generator=draw).sign()
+    masks = torch.rand(BRCDOptions.clusters, BITS, generator=draw) > 0.5
+    knowledge = Knowledge(torch.randint(BRCDOptions.clusters, (N,), generator=draw), centroids, masks)
     head = HashHead(dim, BITS, kind)
-    extra = METHODS[method].build(ARGS, Setting(BITS, N, knowledge))
-    own = HASHING["cibhash"](ARGS)
+    extra = build_method(method, BITS, N, knowledge)
+    own = HASHING["cibhash"](TEMPERATURE, KL_WEIGHT)
     modules = torch.nn.ModuleDict({"head": head, "method": extra})
     optimizer = torch.optim.Adam(modules.parameters(), lr=1e-3, fused=True)
 

@@ -9,10 +9,10 @@ import torch
 from data import transforms
 from data.dataset import HashingData
 from data.views import eval_batches, view_batches
-from models.engines import choose_engine, engine_version, make_engine
+from models.engines import ENGINES, PRECISIONS, choose_engine, engine_version, make_engine
 from utils import distributed
 from utils.cache import FeatureCache
-from utils.options import parse_size
+from utils.options import one_of, parse_size, view_count, whole
 from utils.pipeline import one_late, prefetch
 
 BATCH = 64
@@ -123,17 +123,19 @@ class RowsOf:
 
 def add_feature_arguments(parser) -> None:
     group = parser.add_argument_group("features")
-    group.add_argument("--views", type=int, default=0, help="random views an image, cached; 0: two new ones each epoch")
-    group.add_argument("--view-seed", type=int, default=0, help="seed of the cached views; shared by runs of all seeds")
-    group.add_argument("--size", type=int, default=transforms.SIZE, help="pixels, height and width of the input")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--engine", default="auto", help="auto, torch, compile (torch.compile) or openvino (CPU)")
     group.add_argument(
-        "--precision", default="auto", help="of the frozen backbones: auto, float32, bfloat16 or float16"
+        "--views", type=view_count, default=0, help="random views an image, cached; 0: new ones each epoch"
+    )
+    group.add_argument("--view-seed", type=whole(0), default=0, help="of the cached views; shared by runs of all seeds")
+    group.add_argument("--size", type=whole(1), default=transforms.SIZE, help="pixels, height and width of the input")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--engine", type=one_of(ENGINES), default="auto", help=f"{', '.join(ENGINES)} (CPU)")
+    group.add_argument(
+        "--precision", type=one_of(PRECISIONS), default="auto", help=f"of the frozen backbones: {', '.join(PRECISIONS)}"
     )
     group.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
     group.add_argument("--cache-limit", type=parse_size, help="delete longest unused entries above this, such as 20G")
-    group.add_argument("--workers", type=int, default=4, help="threads that read and crop image files")
+    group.add_argument("--workers", type=whole(1), default=4, help="threads that read and crop image files")
 
 
 def extractor(args, data: HashingData, backbone, device: torch.device, size: int | None = None) -> Extractor:

@@ -5,7 +5,7 @@ from pathlib import Path
 from data import cifar10, digits, folder, from_lists, shards
 from data.dataset import HashingData
 from data.protocols import PROTOCOLS, Protocol
-from utils.errors import UserError
+from utils.options import one_of, whole
 
 
 def _from_lists(protocol: Protocol):
@@ -23,25 +23,23 @@ DATASETS = {
 
 def add_data_arguments(parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="digits", help=f"one of: {', '.join(DATASETS)}")
+    group.add_argument("--dataset", type=one_of(DATASETS), default="digits", help=f"one of: {', '.join(DATASETS)}")
     group.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
     group.add_argument("--lists-dir", type=Path, help="lists: where train, database and test are (default: --data-dir)")
     group.add_argument(
         "--drop-leaks", action="store_true", help="lists: drop queries from the database instead of refusing"
     )
     group.add_argument("--skip-broken", action="store_true", help="folder: leave out images that do not decode")
-    group.add_argument("--split-seed", type=int, default=0, help="folder, lists: seed of the split")
-    group.add_argument("--limit", type=int, help="digits: keep only the first N images of each part (for tests)")
+    group.add_argument("--split-seed", type=whole(0), default=0, help="folder, lists: seed of the split")
+    group.add_argument("--limit", type=whole(2), help="digits: keep only the first N images of each part (for tests)")
 
 
 def load_data(args) -> HashingData:
     """The data set that a command line names; prints what it holds.
 
     Raises:
-        UserError: unknown name, or what the data set's own loader refuses.
+        UserError: what the data set's own loader refuses.
     """
-    if args.dataset not in DATASETS:
-        raise UserError(f"unknown data set '{args.dataset}'; there are: {', '.join(DATASETS)}")
     data = DATASETS[args.dataset](args, args.data_dir or Path("data") / args.dataset)
     print(data.describe())
     for note in data.notes:

@@ -1,10 +1,45 @@
 """BRCD: bit-mask robust contrastive knowledge distillation, the loss this project exists for."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from losses.nt_xent import cosine_matrix
+from losses.nt_xent import TEMPERATURE, cosine_matrix
+
+VARIANTS = ("paper", "released")
+
+
+@dataclass(frozen=True)
+class BRCDOptions:
+    """BRCD's hyperparameters, at the paper's values, and its parts, each of which an ablation switches off.
+
+    Attributes:
+        temperature, alpha: of the loss.
+        margin, clusters, mask_rule: of the bit masks; see ``losses.masks``.
+        variant: "paper", or "released": the released code's slips, which are an all-zero mask, offsets judged on masked
+            codes, and a repeated half of the same-cluster matrix.
+        mask: contrast masked codes; off, all bits count.
+        cluster: off, both of the next two are.
+        offset: augmentations in another cluster than their image lose the structural term.
+        false_negatives: pairs of one cluster are no negatives.
+        individual, structural: the two parts of the positive; off means alpha 0 or 1. Without the individual part an
+            offset augmentation, having no structural part, still keeps it.
+    """
+
+    temperature: float = TEMPERATURE
+    alpha: float = 0.8
+    margin: float = 0.5
+    clusters: int = 10
+    mask_rule: str = "decided"
+    variant: str = "paper"
+    mask: bool = True
+    cluster: bool = True
+    offset: bool = True
+    false_negatives: bool = True
+    individual: bool = True
+    structural: bool = True
 
 
 class BRCDLoss(nn.Module):
@@ -31,8 +66,8 @@ class BRCDLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.3,
-        alpha: float = 0.8,
+        temperature: float = BRCDOptions.temperature,
+        alpha: float = BRCDOptions.alpha,
         drop_same_cluster: bool = True,
         repeat_upper_half: bool = False,
     ):

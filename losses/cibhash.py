@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from losses.binarize import binarize
-from losses.nt_xent import NTXentLoss
+from losses.nt_xent import TEMPERATURE, NTXentLoss
+
+KL_WEIGHT = 0.001
 
 
 def bernoulli_kl(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
@@ -30,7 +32,7 @@ class CIBHashLoss(nn.Module):
         >>> terms["loss"], terms["contrastive"], terms["kl"]
     """
 
-    def __init__(self, temperature: float = 0.3, kl_weight: float = 0.001):
+    def __init__(self, temperature: float = TEMPERATURE, kl_weight: float = KL_WEIGHT):
         super().__init__()
         if kl_weight < 0:
             raise ValueError(f"kl_weight is {kl_weight}: it must not be negative")

@@ -35,9 +35,9 @@ class OnAll(nn.Module):
         return self.loss(logits.flatten(0, 1), features.flatten(0, 1))
 
 
-# Each builds its objective from the command line's arguments.
+# Each builds its objective; keywords temperature and kl_weight, which CIBHash alone takes.
 HASHING: dict[str, Callable[..., nn.Module]] = {
-    "cibhash": lambda args: OnPairs(CIBHashLoss(args.temperature, args.kl_weight)),
-    "bihalf": lambda args: OnAll(BiHalfLoss()),
-    "greedyhash": lambda args: OnAll(GreedyHashLoss()),
+    "cibhash": lambda temperature, kl_weight: OnPairs(CIBHashLoss(temperature, kl_weight)),
+    "bihalf": lambda **_: OnAll(BiHalfLoss()),
+    "greedyhash": lambda **_: OnAll(GreedyHashLoss()),
 }

@@ -3,6 +3,7 @@
 import numpy as np
 from sklearn.cluster import KMeans
 
+from losses.brcd import BRCDOptions
 from utils.errors import UserError
 
 N_STARTS = 30
@@ -34,7 +35,9 @@ def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np
     return found.labels_.astype(np.int64), found.cluster_centers_.astype(np.float32)
 
 
-def bit_masks(codes, labels, n_clusters: int, margin: float = 0.5, rule: str = "decided") -> np.ndarray:
+def bit_masks(
+    codes, labels, n_clusters: int, margin: float = BRCDOptions.margin, rule: str = BRCDOptions.mask_rule
+) -> np.ndarray:
     """Which bits mean something in each cluster.
 
     Bits are independent, so one whose mean over a cluster is near 0 carries nothing there.

@@ -1,13 +1,13 @@
 """Distillation methods: each takes a batch and returns its named terms, to be added to the student's own objective."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
 
 from losses.binarize import binarize
-from losses.brcd import BRCDLoss
+from losses.brcd import BRCDLoss, BRCDOptions
 from losses.crcd import CRCDLoss
 from losses.crd import CRDLoss
 from losses.kl import KLLoss
@@ -65,38 +65,21 @@ def nearest_centroid(codes: torch.Tensor, centroids: torch.Tensor) -> torch.Tens
 
 
 class BRCD(nn.Module):
-    """BRCD with its parts, each of which can be switched off.
+    """BRCD on a batch: the masks of the images' clusters, and the clusters of their augmentations."""
 
-    Args:
-        knowledge: the teacher's clusters and masks.
-        temperature, alpha: of the loss.
-        mask: contrast masked codes; off, all bits count.
-        offset: augmentations in another cluster than their image lose the structural term.
-        false_negatives: pairs of one cluster are no negatives.
-        individual, structural: the two parts of the positive; off means alpha 0 or 1. Without the individual part an
-            offset augmentation, having no structural part, still keeps it.
-        released: the released code's behaviour: an all-zero mask, offsets judged on masked codes, and the repeated
-            half of the same-cluster matrix.
-    """
-
-    def __init__(
-        self,
-        knowledge: Knowledge,
-        temperature: float = 0.3,
-        alpha: float = 0.8,
-        mask: bool = True,
-        offset: bool = True,
-        false_negatives: bool = True,
-        individual: bool = True,
-        structural: bool = True,
-        released: bool = False,
-    ):
+    def __init__(self, knowledge: Knowledge, options: BRCDOptions = BRCDOptions()):
         super().__init__()
-        alpha = 0.0 if not individual else 1.0 if not structural else alpha
-        self.loss = BRCDLoss(temperature, alpha, false_negatives, repeat_upper_half=released)
+        alpha = 0.0 if not options.individual else 1.0 if not options.structural else options.alpha
+        self.released = options.variant == "released"
+        self.offset = options.cluster and options.offset
+        self.loss = BRCDLoss(
+            options.temperature,
+            alpha,
+            drop_same_cluster=options.cluster and options.false_negatives,
+            repeat_upper_half=self.released,
+        )
         masks = knowledge.bit_masks
-        masks = torch.zeros_like(masks) if released else masks if mask else torch.ones_like(masks)
-        self.offset, self.released = offset, released
+        masks = torch.zeros_like(masks) if self.released else masks if options.mask else torch.ones_like(masks)
         for name, tensor in (("cluster", knowledge.cluster), ("centroids", knowledge.centroids), ("masks", masks)):
             self.register_buffer(name, tensor, persistent=False)  # saved with the run, not with every checkpoint
 
@@ -166,55 +149,47 @@ class Method:
     """How a method is built, and what it needs prepared.
 
     Attributes:
-        build: (command line's arguments, Setting) -> module from Batch to its terms.
+        build: keywords bits, n_data (training images), knowledge and options -> module from Batch to its terms.
         clusters: it needs the teacher's clusters and masks.
         rotations: it needs rotated views.
+        own: options of the command line that no other method heeds.
     """
 
     build: Callable[..., nn.Module]
     clusters: bool = False
     rotations: bool = False
+    own: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a method is built for: code length, number of training images, and the teacher's knowledge if it asked."""
-
-    bits: int
-    n_data: int
-    knowledge: Knowledge | None = None
+def _on_codes(loss: Callable[[], nn.Module]) -> Method:
+    return Method(lambda **_: OnCodes(loss()))
 
 
-def _brcd(args, setting: Setting) -> nn.Module:
-    return BRCD(
-        setting.knowledge,
-        args.temperature,
-        args.alpha,
-        mask=args.mask,
-        offset=args.cluster and args.offset,
-        false_negatives=args.cluster and args.false_negatives,
-        individual=args.individual,
-        structural=args.structural,
-        released=args.variant == "released",
-    )
-
-
-def _memory(loss: Callable[..., nn.Module], own_first: bool, **options) -> Callable[..., nn.Module]:
-    return lambda args, setting: WithMemory(
-        loss(setting.bits, setting.bits, setting.n_data, **options), NEGATIVES, own_first
-    )
+def _with_memory(loss: Callable[..., nn.Module], own_first: bool, **fixed) -> Method:
+    return Method(lambda bits, n_data, **_: WithMemory(loss(bits, bits, n_data, **fixed), NEGATIVES, own_first))
 
 
 NEGATIVES = 500
 METHODS: dict[str, Method] = {
-    "none": Method(lambda args, setting: NoDistillation()),
-    "rkd": Method(lambda args, setting: OnCodes(RKDLoss())),
-    "pkt": Method(lambda args, setting: OnCodes(PKTLoss())),
-    "sp": Method(lambda args, setting: OnCodes(SPLoss())),
-    "kl": Method(lambda args, setting: OnCodes(KLLoss())),
-    "crd": Method(_memory(CRDLoss, own_first=True, n_negatives=NEGATIVES)),
-    "sskd": Method(lambda args, setting: OnRotations(), rotations=True),
-    "crcd": Method(_memory(CRCDLoss, own_first=True, n_negatives=NEGATIVES)),
-    "packd": Method(_memory(PACKDLoss, own_first=False)),
-    "brcd": Method(_brcd, clusters=True),
+    "none": Method(lambda **_: NoDistillation()),
+    "rkd": _on_codes(RKDLoss),
+    "pkt": _on_codes(PKTLoss),
+    "sp": _on_codes(SPLoss),
+    "kl": _on_codes(KLLoss),
+    "crd": _with_memory(CRDLoss, own_first=True, n_negatives=NEGATIVES),
+    "sskd": Method(lambda **_: OnRotations(), rotations=True, own=frozenset({"rotated_views"})),
+    "crcd": _with_memory(CRCDLoss, own_first=True, n_negatives=NEGATIVES),
+    "packd": _with_memory(PACKDLoss, own_first=False),
+    "brcd": Method(
+        lambda knowledge, options, **_: BRCD(knowledge, options),
+        clusters=True,
+        own=frozenset(f.name for f in fields(BRCDOptions)) - {"temperature"},  # which is the student's own too
+    ),
 }
+
+
+def build_method(
+    name: str, bits: int, n_data: int, knowledge: Knowledge | None = None, options: BRCDOptions = BRCDOptions()
+) -> nn.Module:
+    """The method ``name`` for codes of ``bits`` and ``n_data`` training images; ``options`` are BRCD's."""
+    return METHODS[name].build(bits=bits, n_data=n_data, knowledge=knowledge, options=options)

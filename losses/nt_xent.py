@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+TEMPERATURE = 0.3  # of CIBHash and of BRCD
+
 
 def cosine_matrix(rows: torch.Tensor) -> torch.Tensor:
     """Cosine similarity of every two rows, [n, b] -> float32 [n, n]; a row of zeros has similarity 0 to all."""
@@ -25,7 +27,7 @@ class NTXentLoss(nn.Module):
         >>> loss = NTXentLoss(temperature=0.3)(torch.randn(8, 64), torch.randn(8, 64))
     """
 
-    def __init__(self, temperature: float = 0.3):
+    def __init__(self, temperature: float = TEMPERATURE):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}: it must be above 0")

@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.seeds import seeded
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+FEATURES = ("auto", "logits", "pooled")
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 0..255
 
 
@@ -182,6 +183,8 @@ def build_backbone(name: str, weights: str = "pretrained", features: str = "auto
     """
     if name not in BACKBONES:
         raise UserError(f"unknown backbone '{name}'; there are: {', '.join(BACKBONES)}")
+    if features not in FEATURES:
+        raise UserError(f"unknown features '{features}'; there are: {', '.join(FEATURES)}")
     spec = BACKBONES[name]
     if weights == "random":
         with seeded("random weights", name):

@@ -12,6 +12,9 @@ from torch._dynamo.exc import BackendCompilerFailed
 from utils import distributed
 from utils.errors import UserError
 
+ENGINES = ("auto", "torch", "compile", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
 
 def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one, else the CPU."""
@@ -100,9 +103,6 @@ def choose_engine(engine: str, precision: str, device: torch.device) -> tuple[st
     On CUDA auto is float16, on a CPU float32: bfloat16 is faster there, but moves EfficientNet-Lite's features by 5 %
     (results/benchmarks/features.json).
     """
-    engines, precisions = ("auto", "torch", "compile", "openvino"), ("auto", "float32", "bfloat16", "float16")
-    if engine not in engines or precision not in precisions:
-        raise UserError(f"--engine takes one of {', '.join(engines)}; --precision one of {', '.join(precisions)}")
     if engine == "openvino" and device.type == "cuda":
         raise UserError("--engine openvino runs on the CPU; use --device cpu with it, or --engine torch")
     if engine == "auto":

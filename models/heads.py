@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.backbones import FrozenBackbone, build_backbone, set_batch_norm_statistics
+from models.backbones import FrozenBackbone
 from utils.errors import UserError
 from utils.files import read_checkpoint, save_atomically
-from utils.runs import read_args
 from utils.seeds import seeded
 
 KIND, FORMAT = "brcd-hash-head", 1
-TEACHER_FILE = "best_map.pt"  # in a teacher's run folder
+HEADS = ("linear", "mlp")
+MOST_BITS = 1 << 16
 
 
 class HashHead(nn.Module):
@@ -28,15 +28,12 @@ class HashHead(nn.Module):
         super().__init__()
         if bits < 1:
             raise UserError(f"--bits {bits}: a code needs at least 1 bit")
+        if kind not in HEADS:
+            raise UserError(f"unknown head '{kind}'; there are: {', '.join(HEADS)}")
         self.config = {"dim": dim, "bits": bits, "kind": kind}
         with seeded("head", seed):
-            layers = {
-                "linear": lambda: [nn.Linear(dim, bits)],
-                "mlp": lambda: [nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, bits)],
-            }
-            if kind not in layers:
-                raise UserError(f"unknown head '{kind}'; there are: auto, {', '.join(layers)}")
-            self.layers = nn.Sequential(*layers[kind]())
+            hidden = [nn.Linear(dim, dim), nn.ReLU()] if kind == "mlp" else []
+            self.layers = nn.Sequential(*hidden, nn.Linear(dim, bits))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.layers(features)
@@ -72,34 +69,3 @@ def load_head(path: Path) -> tuple[HashHead, dict]:
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: incomplete checkpoint ({error})") from None
     return head.eval(), content
-
-
-def load_teacher(folder: Path) -> tuple[HashHead, dict]:
-    """A finished teacher run's best head and its facts.
-
-    Raises:
-        UserError: no run there, unfinished, not a teacher's, or a damaged checkpoint.
-    """
-    read_args(folder)
-    head, facts = load_head(Path(folder) / TEACHER_FILE)
-    if facts.get("role") != "teacher":
-        raise UserError(f"{folder}: a {facts.get('role')}'s run, not a teacher's")
-    return head, facts
-
-
-def rebuild_backbone(facts: dict, weights: str) -> FrozenBackbone:
-    """The backbone that a checkpoint's head was trained on.
-
-    Raises:
-        UserError: the weights found now are not those (by hash).
-    """
-    known = facts["backbone"]
-    backbone = build_backbone(known["name"], weights, known["features"])
-    if facts.get("batch_norm"):
-        set_batch_norm_statistics(backbone, facts["batch_norm"])
-    if backbone.sha256 != known["sha256"]:
-        raise UserError(
-            f"the weights of {known['name']} ({weights}) are not those that its head was trained on "
-            f"(hash {backbone.sha256[:12]}, then {known['sha256'][:12]}); pass the right file"
-        )
-    return backbone

@@ -2,13 +2,12 @@
 unused entries until it fits.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 from utils.cache import entries, prune
 from utils.errors import guarded
-from utils.options import parse_size
+from utils.options import Parser, parse_size
 
 
 def _table(found: list[dict]) -> str:
@@ -21,7 +20,7 @@ def _table(found: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--list", action="store_true", help="show the entries, longest unused first")

@@ -15,6 +15,7 @@ from data.load import add_data_arguments, load_data
 from data.protocols import PROTOCOLS, Protocol
 from data.sources import FileImages, ImageSource, broken_images
 from utils.errors import UserError, guarded
+from utils.options import Parser, whole
 
 SHOWN = 5
 
@@ -58,15 +59,15 @@ def check_images(source: ImageSource, workers: int) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     add_data_arguments(parser)
     group = parser.add_argument_group("lists by themselves")
     for part in ("train", "database", "test", "val"):
         group.add_argument(f"--{part}", type=Path, metavar="LIST")
-    group.add_argument("--labels", type=int, help="labels a line")
+    group.add_argument("--labels", type=whole(1), help="labels a line")
     group.add_argument("--prefix", default="", help="removed from the front of paths")
     parser.add_argument("--no-images", action="store_true", help="do not open the images")
-    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--workers", type=whole(1), default=4, help="threads that decode")
     return parser.parse_args()
 
 

@@ -2,18 +2,19 @@
 from a teacher's training codes alone, and prints how dense each cluster's mask is.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import silhouette_score
 from tqdm import tqdm
 
-from losses.masks import bit_masks, cluster_codes
+from losses.brcd import BRCDOptions
+from losses.masks import RULES, bit_masks, cluster_codes
 from retrieval.codes import read_training_codes
 from utils.errors import guarded
 from utils.figures import draw_cluster_numbers
 from utils.files import write_csv
+from utils.options import Parser, one_of, real, whole
 
 
 def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -> list[dict]:
@@ -27,15 +28,19 @@ def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Choose the number of clusters by a teacher's training codes.")
+    parser = Parser("Choose the number of clusters by a teacher's training codes.")
     parser.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
     parser.add_argument(
-        "--numbers", type=int, nargs="+", default=[2, 5, 10, 15, 20, 30, 50], help="cluster numbers to try"
+        "--numbers", type=whole(2), nargs="+", default=[2, 5, 10, 15, 20, 30, 50], help="cluster numbers to try"
     )
-    parser.add_argument("--clusters", type=int, default=10, help="number whose masks are printed")
-    parser.add_argument("--margin", type=float, default=0.5)
-    parser.add_argument("--mask-rule", default="decided", help="decided or undecided")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--clusters", type=whole(1), default=BRCDOptions.clusters, help="number whose masks are printed"
+    )
+    parser.add_argument(
+        "--margin", type=real(0, 1), default=BRCDOptions.margin, help="bits with a smaller |cluster mean| are masked"
+    )
+    parser.add_argument("--mask-rule", type=one_of(RULES), default=BRCDOptions.mask_rule, help="decided or undecided")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of k-means")
     args = parser.parse_args()
     codes = read_training_codes(args.teacher)
     labels, _ = cluster_codes(codes, args.clusters, args.seed)

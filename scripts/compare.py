@@ -4,7 +4,6 @@ Every cell is one run of distill.py and evaluate.py, as a user would type them; 
 done is skipped, one that was killed resumes. Used through scripts/compare.sh.
 """
 
-import argparse
 import importlib
 import multiprocessing
 import os
@@ -18,8 +17,10 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+import distill
 from scripts.report import read_rows, write_report
 from utils.errors import UserError, guarded
+from utils.options import Parser, view_count, whole
 
 # Flags that change which features a student needs; the first cell that needs some gets the whole machine.
 FEATURE_FLAGS = ("--bn", "--student-size", "--student-features", "--views")
@@ -54,17 +55,16 @@ class Runner:
         self.processes = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(["train_teacher", "distill", "evaluate"])
 
-    def run(self, log: Path, threads: int, *commands: list) -> bool:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        for words in commands:
-            process = self.processes.Process(target=command_line, args=(log, threads, list(map(str, words))))
+    def run(self, job: "Job", threads: int) -> None:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        for words in job.commands:
+            process = self.processes.Process(target=command_line, args=(job.log, threads, list(map(str, words))))
             process.start()
             process.join()
             if process.exitcode:
                 with self.lock:
-                    self.failed.append(log)
-                return False
-        return True
+                    self.failed.append(job.log)
+                return
 
 
 def command_line(log: Path, threads: int, words: list[str]) -> None:
@@ -90,6 +90,16 @@ def slug(method: str) -> str:
     return "_".join(word.lstrip("-") for word in method.split())
 
 
+def check_methods(args) -> None:
+    """Raises UserError for a method or a flag that distill.py would refuse, before anything starts."""
+    for method in args.methods:
+        try:
+            required = ["--teacher", "t", "--run-dir", "r"]
+            distill.make_parser().parse_args([*required, *args.student_flags.split(), "--method", *method.split()])
+        except UserError as error:
+            raise UserError(f"{method}: {error}") from None
+
+
 def plan(args) -> list[Cell]:
     cells = []
     for bits in args.bits:
@@ -99,84 +109,58 @@ def plan(args) -> list[Cell]:
     return cells
 
 
-def train_teachers(args, common: list, runner: Runner, cells: list[Cell]) -> None:
-    wanted = {c.teacher: c for c in cells if not (c.teacher / "summary.json").exists()}
-    jobs = [
-        (
-            folder,
-            [
-                "train_teacher.py",
-                *common,
-                "--backbone",
-                args.teacher,
-                "--hashing",
-                args.teacher_hashing,
-                "--bits",
-                c.bits,
-                "--epochs",
-                args.teacher_epochs,
-                "--seed",
-                c.seed,
-                "--run-dir",
-                folder,
-                "--resume",
-            ],
-        )
-        for folder, c in wanted.items()
-    ]
-    run_all(
-        runner,
-        [(folder.with_suffix(".log"), [words], "features", False) for folder, words in jobs],
-        "teachers",
-        args.jobs,
-    )
+@dataclass(frozen=True)
+class Job:
+    """Command lines that run one after the other.
+
+    Attributes:
+        log: what they print.
+        commands: each a script and its arguments.
+        features: what kind of features they need; the first job of a kind extracts them.
+        slow: begin it before the others.
+    """
+
+    log: Path
+    commands: list[list]
+    features: object
+    slow: bool = False
 
 
-def train_students(args, common: list, runner: Runner, cells: list[Cell]) -> None:
+def teacher_jobs(args, common: list, cells: list[Cell]) -> list[Job]:
+    missing = {c.teacher: c for c in cells if not (c.teacher / "summary.json").exists()}
+    jobs = []
+    for folder, c in missing.items():
+        options = ["--backbone", args.teacher, "--hashing", args.teacher_hashing, "--bits", c.bits, "--seed", c.seed]
+        options += ["--epochs", args.teacher_epochs, "--run-dir", folder, "--resume"]
+        jobs.append(Job(folder.with_suffix(".log"), [["train_teacher.py", *common, *options]], "features"))
+    return jobs
+
+
+def student_jobs(args, common: list, cells: list[Cell]) -> list[Job]:
     jobs = []
     for c in cells:
         if (c.folder / "test.json").exists() or not (c.teacher / "summary.json").exists():
             continue
-        distill = [
-            "distill.py",
-            *common,
-            "--teacher",
-            c.teacher,
-            "--student",
-            args.student,
-            "--epochs",
-            args.epochs,
-            "--seed",
-            c.seed,
-            "--run-dir",
-            c.folder,
-            "--resume",
-            *args.student_flags.split(),
-            "--method",
-            *c.method.split(),
-        ]
-        evaluate = ["evaluate.py", "--run", c.folder, "--pictures", 0]
-        jobs.append((c.folder.with_suffix(".log"), [distill, evaluate], c.features, c.method.split()[0] in SLOW))
-    run_all(runner, jobs, "students", args.jobs)
+        options = ["--teacher", c.teacher, "--student", args.student, "--epochs", args.epochs, "--seed", c.seed]
+        options += ["--run-dir", c.folder, "--resume", *args.student_flags.split(), "--method", *c.method.split()]
+        commands = [["distill.py", *common, *options], ["evaluate.py", "--run", c.folder, "--pictures", 0]]
+        jobs.append(Job(c.folder.with_suffix(".log"), commands, c.features, c.method.split()[0] in SLOW))
+    return jobs
 
 
-def run_all(runner: Runner, jobs: list[tuple[Path, list, object, bool]], title: str, parallel: int) -> None:
-    """Of the jobs (log, commands, kind of features, whether slow), the first of each kind runs alone with all cores,
-    since it extracts the features; the rest side by side."""
+def run_all(runner: Runner, jobs: list[Job], title: str, parallel: int) -> None:
+    """The first job of each kind of features runs alone with all cores, since it extracts them; the rest side by
+    side."""
+    first = {job.features: job for job in reversed(jobs)}
     with tqdm(total=len(jobs), desc=title, unit="run") as bar:
-        rest, seen = [], set()
         for job in jobs:
-            log, commands, kind, _ = job
-            if kind in seen:
-                rest.append(job)
-                continue
-            seen.add(kind)
-            runner.run(log, runner.cores, *commands)
-            bar.update()
-        rest.sort(key=lambda job: not job[3])
+            if first[job.features] is job:
+                runner.run(job, runner.cores)
+                bar.update()
+        rest = [job for job in jobs if first[job.features] is not job]
         with ThreadPoolExecutor(parallel) as pool:
             threads = max(1, runner.cores // parallel)
-            running = [pool.submit(runner.run, log, threads, *commands) for log, commands, *_ in rest]
+            running = [pool.submit(runner.run, job, threads) for job in sorted(rest, key=lambda job: not job.slow)]
             try:
                 for done in as_completed(running):
                     done.result()
@@ -186,36 +170,35 @@ def run_all(runner: Runner, jobs: list[tuple[Path, list, object, bool]], title: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--name", required=True, help="results/NAME and runs/NAME are written")
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--dataset", default="digits", help="name of the data set")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
     parser.add_argument("--teacher", default="efficientnet_lite2", help="backbone")
-    parser.add_argument("--teacher-hashing", default="cibhash")
+    parser.add_argument("--teacher-hashing", default="cibhash", help="the teacher's objective")
     parser.add_argument("--student", default="efficientnet_lite0", help="backbone")
     parser.add_argument("--flags", default="", help="for every run, teachers too, such as '--precision bfloat16'")
     parser.add_argument("--student-flags", default="", help="for every student, such as '--student-size 112'")
     parser.add_argument("--methods", nargs="+", required=True, help="each a method with flags: 'brcd --no-mask'")
-    parser.add_argument("--bits", type=int, nargs="+", default=[16, 32, 64])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--views", type=int, default=8)
-    parser.add_argument("--teacher-epochs", type=int, default=200)
-    parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
-    parser.add_argument("--jobs", type=int, default=cores, help="processes side by side")
+    parser.add_argument("--bits", type=whole(1), nargs="+", default=[16, 32, 64], help="code lengths")
+    parser.add_argument("--seeds", type=whole(0, 2**32 - 1), nargs="+", default=[0], help="of teacher and student")
+    parser.add_argument("--views", type=view_count, default=8, help="random views an image, cached")
+    parser.add_argument("--teacher-epochs", type=whole(1), default=200, help="at most")
+    parser.add_argument("--epochs", type=whole(1), default=400, help="at most")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
+    parser.add_argument("--jobs", type=whole(1), default=cores, help="processes side by side")
     args = parser.parse_args()
-    if args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs}: it must be at least 1")
     args.runs = Path("runs") / args.name
     os.environ["TQDM_MININTERVAL"] = "60"  # of the runs' bars, which end in files
     common = ["--dataset", args.dataset, "--views", args.views, "--device", args.device, "--cache-dir", args.cache_dir]
     common += ["--data-dir", args.data_dir] if args.data_dir else []
     common += args.flags.split()
+    check_methods(args)
     cells, runner = plan(args), Runner(cores)
-    train_teachers(args, common, runner, cells)
-    train_students(args, common, runner, cells)
+    run_all(runner, teacher_jobs(args, common, cells), "teachers", args.jobs)
+    run_all(runner, student_jobs(args, common, cells), "students", args.jobs)
     done = [c.folder / "test.json" for c in cells if (c.folder / "test.json").exists()]
     if done:
         out = Path("results") / args.name

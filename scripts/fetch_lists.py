@@ -5,7 +5,6 @@
 ``--from DIR`` takes files fetched by hand (NAME or NAME.xz, as the messages name them) instead of the network.
 """
 
-import argparse
 import hashlib
 import lzma
 import tempfile
@@ -20,6 +19,7 @@ from data.lists import ImageList, read_list
 from data.protocols import PROTOCOLS
 from utils.errors import UserError, guarded
 from utils.files import written_aside
+from utils.options import Parser
 
 HASHNET = "https://raw.githubusercontent.com/thuml/HashNet/master/pytorch/data"
 DEEPHASH = "https://raw.githubusercontent.com/swuxyj/DeepHash-pytorch/master/data"
@@ -151,7 +151,7 @@ def write_list(file: Path, one: ImageList) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("dataset", choices=LISTS)
     parser.add_argument("--out", type=Path, required=True, help="folder for train.txt, database.txt and test.txt")
     parser.add_argument("--from", dest="by_hand", type=Path, metavar="DIR", help="files fetched by hand")

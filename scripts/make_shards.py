@@ -3,7 +3,6 @@
 python -m scripts.make_shards --dataset folder --data-dir ROOT --out SHARDS
 """
 
-import argparse
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from data.dataset import HashingData
 from data.load import add_data_arguments, load_data
 from data.shards import PARTS
 from utils.errors import UserError, guarded
+from utils.options import Parser, whole
 
 
 def write_shards(images: HashingData, out: Path, per_shard: int) -> list[Path]:
@@ -42,10 +42,10 @@ def write_parts(images: HashingData, folder: Path, per_shard: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--per-shard", type=int, default=1000, help="images a shard")
+    parser.add_argument("--per-shard", type=whole(1), default=1000, help="images a shard")
     args = parser.parse_args()
     found = write_shards(load_data(args), args.out, args.per_shard)
     print(f"{args.out}: {len(found)} shards, {sum(f.stat().st_size for f in found) / 1e6:,.1f} MB")

@@ -4,7 +4,6 @@ A bit whose mean over a cluster is near 0 tells nothing about membership. Draws 
 and the student's codes of the training images, and prints the share below the margin.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from retrieval.codes import read_training_codes
 from utils.errors import UserError, guarded
 from utils.figures import draw_redundancy
 from utils.files import write_json
+from utils.options import Parser
 from utils.runs import read_args
 
 
@@ -24,7 +24,7 @@ def redundancy(codes: np.ndarray, labels: np.ndarray, n_clusters: int, margin: f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished distill.py run with clusters")
     args = parser.parse_args()
     run_args = read_args(args.run)

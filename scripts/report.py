@@ -6,28 +6,35 @@ sensitivity.png (BRCD's hyperparameters) and significance.csv (each method again
 rows come from is in runs.jsonl (arguments, environment, summary) and logs.csv (every epoch).
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from losses.brcd import BRCDOptions
+from losses.methods import METHODS
 from utils import figures
 from utils.errors import UserError, guarded
 from utils.files import written_aside
+from utils.options import Parser
 from utils.runs import read_args, read_environment
 
-KEYS = ["dataset", "teacher", "student", "method", "bits", "setting"]
+# A table is of one data set (by content), one set of queries and one pair of networks; its rows are methods.
+TABLE = ["dataset", "data", "queries", "k", "teacher", "student", "engine", "precision"]
 FIRST = ["teacher", "none"]  # at the top of a table; the rest follows by name, BRCD last
 SETTINGS = ["sshp", "ashp"]
-SWEPT = {"alpha": 0.8, "margin": 0.5, "clusters": 10}  # BRCD's defaults, for the sensitivity figure
-SWEPT_ENDS = {"margin": ("brcd no-mask", 0.0), "alpha": ("brcd no-structural", 1.0)}  # the same by another name
+SWEPT = ("alpha", "margin", "clusters")  # BRCD's hyperparameters in the sensitivity figure
+SWEPT_ENDS = {"margin": ({"mask": False}, 0.0), "alpha": ({"structural": False}, 1.0)}  # the same by another name
+OWN = frozenset().union(*(method.own for method in METHODS.values()))
 RESAMPLES = 5000
 
 
 def read_rows(files: list[Path]) -> pd.DataFrame:
     """One row for each run and search setting; the teacher of several students appears once.
+
+    ``method`` names a run within its table: the method with every option that is not at its default, less what all of
+    the table's runs have in common, which ``common`` holds.
 
     Raises:
         UserError: a file is missing or not what evaluate.py wrote, or two different runs would share a row and a seed.
@@ -39,20 +46,23 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
             rows += [_row(result, setting, file) for setting in (*SETTINGS, "teacher") if setting in result]
         except FileNotFoundError:
             raise UserError(f"{file}: no such file; evaluate.py --run RUN writes RUN/test.json") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file}: not a result of evaluate.py ({error!r}); evaluate that run again") from None
     if not rows:
         raise UserError("no results in the files given")
-    found = pd.DataFrame(rows)
-    key = [*KEYS, "seed"]
-    found = found[~(found.duplicated(key) & (found["method"].eq("teacher") | found.duplicated([*key, "map"])))]
-    for _, same in found[found.duplicated(key, keep=False)].groupby(key):
+    table = pd.DataFrame(rows)
+    table["method"] = [label(*run) for run in zip(table["base"], table["options"], table["taught"], strict=True)]
+    key = [*TABLE, "method", "bits", "setting", "seed"]
+    again = table.duplicated(key) & (table["base"].eq("teacher") | table.duplicated([*key, "map"]))
+    table = table[~again].reset_index(drop=True)
+    for _, same in table[table.duplicated(key, keep=False)].groupby(key):
         run = same.iloc[0]
         raise UserError(
             f"{' and '.join(same['file'])}: both are seed {run['seed']} of '{run['method']}' at {run['bits']} bits; "
             "name one of them"
         )
-    return found.sort_values([*KEYS, "seed"]).reset_index(drop=True)
+    _shorten(table)
+    return table.sort_values(key).reset_index(drop=True)
 
 
 def _row(result: dict, setting: str, file: Path) -> dict:
@@ -60,9 +70,13 @@ def _row(result: dict, setting: str, file: Path) -> dict:
     hashing, size = result["teacher_hashing"], result.get("student_size")
     return {
         "dataset": result["dataset"],
+        "data": result["data"][:12],
         "teacher": result["teacher_backbone"] + ("" if hashing == "cibhash" else f" ({hashing})"),
         "student": "" if alone else result["student_backbone"] + (f" at {size} px" if size else ""),
-        "method": "teacher" if alone else result["method"],
+        "method": "",
+        "base": "teacher" if alone else result["method"],
+        "options": {} if alone else dict(result["options"]),
+        "taught": dict(result["teacher_options"]),
         "bits": result["bits"],
         "setting": "sshp" if alone else setting,
         "seed": result["teacher_seed"] if alone else result["seed"],
@@ -83,6 +97,38 @@ def _row(result: dict, setting: str, file: Path) -> dict:
         "run": result["run"],
         "file": str(file),
     }
+
+
+def label(base: str, options: dict, taught: dict) -> str:
+    """A run's name: "brcd no-mask margin=0.2 teacher-epochs=50"."""
+
+    def word(name: str, value) -> str:
+        return f"no-{name.replace('_', '-')}" if value is False else f"{name.replace('_', '-')}={value}"
+
+    words = [word(name, value).replace("variant=", "") for name, value in options.items()]
+    return " ".join([base, *words, *(word(f"teacher-{name}", value) for name, value in taught.items())])
+
+
+def _shorten(table: pd.DataFrame) -> None:
+    """Take out of each table's names what all of its runs have in common. Options that only some methods have stay."""
+    table["common"] = ""
+    for _, group in table.groupby([key for key in TABLE if key != "student"]):
+        taught = _shared(list(group["taught"]))
+        options: dict[int, dict] = {row: {} for row in group.index}
+        shared: dict[int, dict] = dict(options)
+        for _, students in group[group["base"] != "teacher"].groupby("student"):
+            same = {k: v for k, v in _shared(list(students["options"])).items() if k not in OWN}
+            for row, own in students["options"].items():
+                options[row], shared[row] = {k: v for k, v in own.items() if k not in same}, same
+        for row, base, all_taught in group[["base", "taught"]].itertuples():
+            left = {k: v for k, v in all_taught.items() if k not in taught}
+            table.at[row, "method"] = label(base, options[row], left)
+            table.at[row, "common"] = label("", shared[row], taught).strip()
+
+
+def _shared(dicts: list[dict]) -> dict:
+    """What all have, with the same value."""
+    return {k: v for k, v in dicts[0].items() if all(k in d and d[k] == v for d in dicts)}
 
 
 def order(method: str) -> tuple:
@@ -171,46 +217,64 @@ def paired_bootstrap(difference: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.stack([mean, low, high, p], axis=-1).reshape(*pairs, 4)
 
 
+def average_precisions(runs: pd.DataFrame, setting: str) -> dict[int, np.ndarray]:
+    """AP of each query, by seed, of the runs that kept it."""
+    kept = {}
+    for seed, result in runs[["seed", "file"]].itertuples(index=False):
+        file = Path(result).with_suffix(".npz")
+        if file.exists():
+            with np.load(file, allow_pickle=False) as arrays:
+                kept[seed] = arrays[setting]
+    return kept
+
+
+def reference(methods) -> str | None:
+    """The BRCD that others are compared with: the plain one, or the first of those with other options."""
+    ours = sorted((m for m in methods if m.split()[0] == "brcd"), key=order)
+    return ours[0] if ours else None
+
+
 def significance(rows: pd.DataFrame) -> pd.DataFrame:
     """Every method less BRCD, where both have the same seeds and their per-query AP was kept."""
-
-    def average_precisions(run: pd.DataFrame, setting: str) -> dict[int, np.ndarray]:
-        found = {}
-        for _, r in run.iterrows():
-            file = Path(r["file"]).with_suffix(".npz")
-            if file.exists():
-                with np.load(file, allow_pickle=False) as kept:
-                    found[r["seed"]] = kept[setting]
-        return found
-
     lines, differences = [], []
-    for key, group in rows[rows["method"] != "teacher"].groupby(["dataset", "teacher", "student", "bits", "setting"]):
-        ours = average_precisions(group[group["method"] == "brcd"], key[-1])
-        for name in sorted(set(group["method"]) - {"brcd"}, key=order):
+    for key, group in rows[rows["base"] != "teacher"].groupby([*TABLE, "bits", "setting"]):
+        ours = reference(set(group["method"]))
+        by_seed = average_precisions(group[group["method"] == ours], key[-1])
+        for name in sorted(set(group["method"]) - {ours}, key=order):
             theirs = average_precisions(group[group["method"] == name], key[-1])
-            seeds = sorted(ours.keys() & theirs.keys())
+            seeds = sorted(by_seed.keys() & theirs.keys())
             if seeds:
-                differences.append(np.stack([theirs[s] - ours[s] for s in seeds]))
-                facts = dict(zip([*KEYS[:3], "bits", "setting"], key, strict=True))
-                lines.append({**facts, "method": name, "seeds": len(seeds)})
+                differences.append(np.stack([theirs[s] - by_seed[s] for s in seeds]))
+                facts = dict(zip([*TABLE, "bits", "setting"], key, strict=True))
+                facts = {k: facts[k] for k in ("dataset", "teacher", "student", "bits", "setting")}
+                lines.append({**facts, "method": name, "less": ours, "seeds": len(seeds)})
     for shape in {d.shape for d in differences}:  # pairs that share their draws are resampled at once
         same = [i for i, d in enumerate(differences) if d.shape == shape]
-        for i, found in zip(same, paired_bootstrap(np.stack([differences[i] for i in same])), strict=True):
-            lines[i] |= dict(zip(["less brcd", "low", "high", "p"], found, strict=True))
+        for i, pair in zip(same, paired_bootstrap(np.stack([differences[i] for i in same])), strict=True):
+            lines[i] |= dict(zip(["difference", "low", "high", "p"], pair, strict=True))
     return pd.DataFrame(lines)
 
 
 def swept(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """For each of BRCD's hyperparameters: rows with its value, BRCD's own row at the default among them."""
-    found = {}
-    for name, default in SWEPT.items():
-        explicit = rows[rows["method"].str.fullmatch(rf"brcd {name}=\S+")]
-        if len(explicit):
-            values = explicit["method"].str.extract(r"=(\S+)")[0].astype(float)
-            ends = [("brcd", default), *([SWEPT_ENDS[name]] if name in SWEPT_ENDS else [])]
-            others = (rows[rows["method"] == method].assign(value=value) for method, value in ends)
-            found[name] = pd.concat([explicit.assign(value=values), *others])
-    return found
+    brcd = rows[rows["base"] == "brcd"]
+    own = brcd["options"].map(lambda options: {k: v for k, v in options.items() if k in OWN})
+    sweeps = {}
+    for name in SWEPT:
+        if not any(set(options) == {name} for options in own):
+            continue
+        end, at = SWEPT_ENDS.get(name, ({name: None}, None))
+        values = own.map(
+            lambda options, name=name, end=end, at=at: (
+                at
+                if options == end
+                else float(options.get(name, getattr(BRCDOptions, name)))
+                if set(options) <= {name}
+                else float("nan")
+            )
+        )
+        sweeps[name] = brcd.assign(value=values)[values.notna()]
+    return sweeps
 
 
 def write_records(rows: pd.DataFrame, out: Path) -> None:
@@ -240,14 +304,51 @@ def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.nda
     """By setting and method: precision, recall and share of queries answered within each radius, mean over the seeds;
     of the longest codes. Ablations and settings of one method are left to the table."""
     longest = rows[(rows["bits"] == rows["bits"].max()) & ~rows["method"].str.contains(" ")]
-    found: dict[str, dict] = {}
+    by_setting: dict[str, dict] = {}
     for (setting, name), runs in longest.groupby(["setting", "method"]):
         curves = []
         for file in runs["file"]:
             result = json.loads(Path(file).read_text())
             curves.append(result["teacher" if name == "teacher" else setting]["precision_recall"])
-        found.setdefault(setting, {})[name] = {key: np.mean([c[key] for c in curves], axis=0) for key in curves[0]}
-    return found
+        means = {key: np.mean([c[key] for c in curves], axis=0) for key in curves[0]}
+        by_setting.setdefault(setting, {})[name] = means
+    return by_setting
+
+
+def tables_of(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each table: the students of one data set and pair of networks, with their teachers."""
+    teachers, students = rows[rows["base"] == "teacher"], rows[rows["base"] != "teacher"]
+    tables, shown = [], pd.Index([])
+    keys = [key for key in TABLE if key != "student"]
+    for key, group in students.groupby(TABLE):
+        facts = dict(zip(TABLE, key, strict=True))
+        theirs = teachers[(teachers[keys] == [facts[k] for k in keys]).all(axis=1)]
+        shown = shown.union(theirs.index)
+        tables.append(pd.concat([theirs, group]))
+    alone = teachers.drop(shown)
+    return tables + [group for _, group in alone.groupby(TABLE)]
+
+
+def title_of(table: pd.DataFrame, several_data: bool) -> str:
+    last = table.iloc[-1]
+    common = f"; {last['common'].replace(' ', ', ')}" if last["common"] else ""
+    which = f" ({last['data']})" if several_data else ""
+    return (
+        f"{last['dataset']}{which}, {last['queries']} queries, teacher {last['teacher']}, student "
+        f"{last['student'] or 'none'}; mAP@{last['k']} over relevant retrieved, ties in database order; backbones by "
+        f"{last['engine']} in {last['precision'].removeprefix('torch.')}{common}"
+    )
+
+
+def draw_figures(table: pd.DataFrame, out: Path, ending: str) -> None:
+    """The figures of one table; ``ending`` tells those of several tables apart."""
+    methods = sorted(table["method"].unique(), key=order)
+    figures.draw_bars(table, methods, out / f"map{ending}.png")
+    if table["bits"].nunique() > 1:
+        figures.draw_by_bits(table, methods, out / f"bits{ending}.png")
+    figures.draw_precision_recall(precision_recall(table), out / f"precision_recall{ending}.png")
+    if sweeps := swept(table):
+        figures.draw_sensitivity(sweeps, out / f"sensitivity{ending}.png")
 
 
 def write_report(rows: pd.DataFrame, out: Path) -> str:
@@ -255,34 +356,21 @@ def write_report(rows: pd.DataFrame, out: Path) -> str:
     metrics = ["map"]
     if rows["bits"].nunique() == 1:  # there is room for more
         metrics += ["ndcg"] if rows["multi_label"].any() else ["p@100"] if "p@100" in rows else []
-    texts, tex = [], []
-    students = rows[rows["method"] != "teacher"]
-    groups = list(students.groupby(["dataset", "teacher", "student"])) or [
-        ((*rows.iloc[0][["dataset", "teacher"]], ""), rows)
-    ]
-    for (dataset, teacher, student), group in groups:
-        alone = rows[(rows["method"] == "teacher") & (rows["dataset"] == dataset) & (rows["teacher"] == teacher)]
-        header, lines = table_of(pd.concat([alone, group]).drop_duplicates(), metrics)
-        first = group.iloc[0]
-        title = (
-            f"{dataset}, {first['queries']} queries, teacher {teacher}, student {student or 'none'}; mAP@{first['k']} "
-            f"over relevant retrieved, ties in database order; backbones by {first['engine']} in {first['precision']}"
-        )
+    several_data = rows.groupby("dataset")["data"].nunique().max() > 1
+    texts, tex, tables = [], [], tables_of(rows)
+    for number, table in enumerate(tables, 1):
+        header, lines = table_of(table, metrics)
+        title = title_of(table, several_data)
         texts.append(f"{title}\n\n{markdown(header, lines)}")
         tex.append(f"% {title}\n{latex(header, lines)}")
+        draw_figures(table, out, "" if len(tables) == 1 else f"_{number}")
     text = "\n\n".join(texts)
     with written_aside(out / "rows.csv", "w") as file:
-        rows.to_csv(file, index=False)
+        rows.drop(columns=["base", "options", "taught"]).to_csv(file, index=False)
     for name, content in (("table.md", text), ("table.tex", "\n\n".join(tex))):
         with written_aside(out / name, "w") as file:
             file.write(content + "\n")
     write_records(rows, out)
-    figures.draw_bars(rows, sorted(rows["method"].unique(), key=order), out / "map.png")
-    if rows["bits"].nunique() > 1:
-        figures.draw_by_bits(rows, sorted(rows["method"].unique(), key=order), out / "bits.png")
-    figures.draw_precision_recall(precision_recall(rows), out / "precision_recall.png")
-    if sweeps := swept(rows):
-        figures.draw_sensitivity(sweeps, out / "sensitivity.png")
     compared = significance(rows)
     if len(compared):
         with written_aside(out / "significance.csv", "w") as file:
@@ -291,7 +379,7 @@ def write_report(rows: pd.DataFrame, out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", help="files that evaluate.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables and figures")
     args = parser.parse_args()

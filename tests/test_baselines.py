@@ -12,8 +12,8 @@ from test_losses import agrees, codes, cos, reals
 from losses.crcd import SHIFT, CRCDLoss
 from losses.crd import CRDLoss
 from losses.kl import KLLoss
-from losses.methods import METHODS, Batch, Setting, draw_others
-from losses.packd import PACKDLoss, sinkhorn
+from losses.methods import METHODS, Batch, build_method, draw_others
+from losses.packd import PACKDLoss
 from losses.pkt import PKTLoss
 from losses.rkd import RKDLoss
 from losses.sp import SPLoss
@@ -221,15 +221,6 @@ def test_packd_keeps_momentum_after_the_first_epoch():
     torch.testing.assert_close(loss.memory, unit(0.5 * kept + 0.5 * unit(second, dim=1), dim=1))
 
 
-def test_sinkhorn_plans_have_uniform_margins_and_follow_the_cost():
-    plan = sinkhorn(torch.rand(3, 5, 5, generator=generator("p")), eps=0.1)
-    torch.testing.assert_close(plan.sum(dim=1), torch.full((3, 5), 0.2), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(plan.sum(dim=2), torch.full((3, 5), 0.2), rtol=1e-3, atol=1e-4)
-    near = sinkhorn(1 - torch.eye(4)[None], eps=0.01)[0]
-    torch.testing.assert_close(near, torch.eye(4) / 4, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(sinkhorn(torch.tensor([[[0.7]]]), 0.1), torch.ones(1, 1, 1))
-
-
 # Closed forms and properties
 
 
@@ -299,7 +290,7 @@ def test_others_are_uniform_and_never_oneself():
 def test_every_method_gives_a_gradient_and_repeats(name, dtype):
     def value():
         torch.manual_seed(0)
-        method = METHODS[name].build(None, Setting(bits=16, n_data=600))
+        method = build_method(name, bits=16, n_data=600)
         student, rotated = (
             reals(2, 8, 16).to(dtype).requires_grad_(),
             reals(4, 8, 16, seed=3).to(dtype).requires_grad_(),

@@ -236,7 +236,6 @@ def test_automatic_choices():
     assert choose_engine("torch", "bfloat16", CPU) == ("torch", torch.bfloat16)
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for call, words in (
-        (lambda: choose_engine("fast", "auto", CPU), "--engine takes"),
         (lambda: choose_engine("openvino", "auto", torch.device("cuda")), "runs on the CPU"),
         (lambda: pick_device("tpu9"), "unknown device|not supported"),
     ):

@@ -75,10 +75,7 @@ def test_constructors_refuse_nonsense(make):
 
 
 def test_every_objective_takes_two_views():
-    class Args:
-        temperature, kl_weight = 0.3, 0.001
-
     for build in HASHING.values():
         logits = reals(2, 5, 8).requires_grad_()
-        build(Args)(logits, reals(2, 5, 20, seed=1))["loss"].backward()
+        build(temperature=0.3, kl_weight=0.001)(logits, reals(2, 5, 20, seed=1))["loss"].backward()
         assert logits.grad.abs().sum() > 0

@@ -1,11 +1,10 @@
 """Tables, significance and the grid."""
 
 import json
-import shutil
+import os
 import subprocess
 import sys
 import time
-from argparse import Namespace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,14 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from evaluate import BRCD_DEFAULTS, DEFAULTS, method_name
+import distill
+import train_teacher
+from evaluate import UNNAMED, named_options
+from losses.methods import METHODS
+from models.trained import Trained
 from scripts.compare import Cell, slug
 from scripts.report import (
+    label,
     latex,
     markdown,
     order,
@@ -28,6 +32,12 @@ from scripts.report import (
     write_report,
 )
 from utils.errors import UserError
+
+
+def option(word: str) -> tuple[str, object]:
+    """ "no-mask" or "alpha=0.5" as evaluate.py records it."""
+    name, _, value = word.partition("=")
+    return (name, float(value)) if value else (name.removeprefix("no-"), False)
 
 
 def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None, multi_label=False):
@@ -47,7 +57,10 @@ def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None, multi_l
         "teacher_backbone": "big",
         "teacher_hashing": "cibhash",
         "student_backbone": "small",
-        "method": method,
+        "data": "0123456789abcdef",
+        "method": method.split()[0],
+        "options": dict(map(option, method.split()[1:])),
+        "teacher_options": {"views": 4},
         "bits": bits,
         "seed": seed,
         "teacher_seed": seed,
@@ -106,23 +119,76 @@ def test_two_runs_of_one_seed_are_no_row_in_common(tmp_path):
     first.mkdir(), second.mkdir()
     files = [result(first), result(second, value=0.4)]
     assert len(read_rows([files[0], files[0]])) == 3
-    with pytest.raises(UserError, match="a/brcd_16_0/test.json and .*b/brcd_16_0/test.json: both are seed 0 of 'brcd'"):
+    with pytest.raises(UserError, match=r"a/brcd_16_0/test\.json and \S+b/brcd_16_0/test\.json: both are seed 0 of 'brcd "):
         read_rows(files)
 
 
-def test_a_run_is_named_by_what_is_not_at_its_default():
-    every = {**DEFAULTS, **BRCD_DEFAULTS, "teacher": "t", "method": "brcd", "views": 8}
-    named = {
-        "brcd": {},
-        "brcd no-mask": {"mask": False},
-        "brcd views=4": {"views": 4},
-        "brcd temperature=0.5 margin=0.2": {"margin": 0.2, "temperature": 0.5},
-        "brcd released": {"variant": "released"},
-        "kl": {"method": "kl", "margin": 0.2},
-    }
-    for name, changed in named.items():
-        assert method_name(Namespace(**{**every, **changed}), {"views": 8}) == name
-    assert method_name(Namespace(views=8), {"views": 8}) == "teacher"
+def trained(parser, **changed) -> Trained:
+    """A student's run (with a teacher) or a teacher's whose options are at their defaults but for ``changed``."""
+    args = parser.defaults() | changed
+    return Trained(None, args, {}, {}, trained(train_teacher.make_parser()) if "teacher" in args else None)
+
+
+@pytest.mark.parametrize(
+    "changed, name",
+    [
+        ({}, "brcd"),
+        ({"mask": False}, "brcd no-mask"),
+        ({"views": 4}, "brcd views=4"),
+        ({"margin": 0.2, "temperature": 0.5}, "brcd margin=0.2 temperature=0.5"),
+        ({"variant": "released"}, "brcd released"),
+        ({"method": "kl", "margin": 0.2}, "kl"),
+        ({"method": "sskd", "rotated_views": 3}, "sskd rotated-views=3"),
+        ({"run_dir": "elsewhere", "seed": 7, "device": "cuda"}, "brcd"),
+    ],
+)
+def test_a_run_is_named_by_what_is_not_at_its_default(changed, name):
+    run = trained(distill.make_parser(), **changed)
+    assert label(run.args["method"], named_options(run), named_options(run.teacher)) == name
+
+
+OWNED = {name: method for method, entry in METHODS.items() for name in entry.own}
+
+
+@pytest.mark.parametrize(
+    "command, name", [(c, n) for c in (train_teacher, distill) for n in c.make_parser().defaults() if n not in UNNAMED]
+)
+def test_every_option_is_in_a_run_s_name_or_on_the_list_of_those_that_are_not(command, name):
+    run = trained(command.make_parser(), **{"method": OWNED.get(name, "none")} if command is distill else {})
+    changed = trained(command.make_parser(), **{**run.args, name: "another"})
+    shown = changed.args["hashing"] if name == "hashing" and command is train_teacher else None
+    assert (named_options(changed).get(name) == "another") or shown == "another"  # a teacher's hashing has a column
+    assert not named_options(run)
+
+
+def test_the_list_of_options_without_a_name_holds_nothing_else():
+    known = train_teacher.make_parser().defaults() | distill.make_parser().defaults()
+    assert known.keys() >= UNNAMED
+
+
+def test_what_all_runs_share_goes_into_the_title_and_runs_that_differ_never_share_a_row(tmp_path):
+    files = [result(tmp_path, name) for name in ("kl epochs=30", "brcd epochs=30 alpha=0.5")]
+    rows = read_rows(files)
+    assert set(rows["method"]) == {"teacher", "kl", "brcd alpha=0.5"}
+    assert "epochs=30.0, teacher-views=4" in write_report(rows, tmp_path / "one")
+    rows = read_rows([*files, result(tmp_path, "kl epochs=60", seed=1)])
+    assert set(rows["method"]) == {"teacher", "kl epochs=30.0", "kl epochs=60.0", "brcd epochs=30.0 alpha=0.5"}
+    other = result(tmp_path, "kl epochs=30", seed=2)
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"teacher_options": {"views": 8}}))
+    names = set(read_rows([*files, other])["method"])
+    assert {"kl teacher-views=4", "kl teacher-views=8", "teacher teacher-views=8"} <= names
+
+
+@pytest.mark.parametrize("key, value", [("data", "f" * 64), ("queries", "val"), ("precision", "float16"), ("k", 20)])
+def test_what_cannot_be_compared_is_no_row_in_common(tmp_path, key, value):
+    files = [result(tmp_path, seed=0), result(tmp_path, seed=1)]
+    content = json.loads(files[1].read_text())
+    if key == "k":
+        content = {n: {**r, "k": value} if isinstance(r, dict) and "k" in r else r for n, r in content.items()}
+    files[1].write_text(json.dumps(content | {key: value} if key != "k" else content))
+    text = write_report(read_rows(files), tmp_path / "out")
+    assert text.count("| brcd") == 2 and "±" not in text
+    assert (tmp_path / "out" / "map_1.png").exists() and (tmp_path / "out" / "map_2.png").exists()
 
 
 def test_precision_and_recall_are_means_over_seeds_of_the_longest_codes(tmp_path):
@@ -197,7 +263,7 @@ def test_significance_pairs_seeds(tmp_path):
     base = draw.rand(50)
     files = [result(tmp_path, "brcd", s, ap=base + 0.1) for s in (0, 1)] + [result(tmp_path, "none", 1, ap=base)]
     found = significance(read_rows(files))
-    assert (found["less brcd"].round(6) == -0.1).all() and (found["seeds"] == 1).all() and (found["p"] < 0.001).all()
+    assert (found["difference"].round(6) == -0.1).all() and (found["seeds"] == 1).all() and (found["p"] < 0.001).all()
 
 
 def test_cells_have_names_of_their_own(tmp_path):
@@ -209,53 +275,25 @@ def test_cells_have_names_of_their_own(tmp_path):
 
 def test_a_killed_grid_goes_on(tmp_path):
     """Two methods at one code length; killed after the first student, run again, killed runs and all are whole."""
-    words = [
-        sys.executable,
-        "-m",
-        "scripts.compare",
-        "--name",
-        "test_grid",
-        "--teacher",
-        "efficientnet_lite0",
-        "--bits",
-        "8",
-        "--views",
-        "2",
-        "--teacher-epochs",
-        "2",
-        "--epochs",
-        "2",
-        "--flags=--limit 60 --size 64",
-        "--jobs",
-        "2",
-        "--student-flags=--clusters 3",
-        "--cache-dir",
-        tmp_path / "cache",
-        "--methods",
-        "none",
-        "kl",
-        "brcd --no-mask",
-    ]
-    runs, results = ROOT / "runs" / "test_grid", ROOT / "results" / "test_grid"
-    shutil.rmtree(runs, ignore_errors=True)
-    try:
-        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        first = runs / "8bits_seed0" / "none" / "test.json"
-        until = time.monotonic() + 200
-        while not first.exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.1)
-        process.kill()  # it alone: what it started must end by itself
-        process.communicate()
-        before = first.stat().st_mtime_ns
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "3 of 3 cells" in done.stdout and "no-mask" in done.stdout
-        assert first.stat().st_mtime_ns == before  # not done again
-        assert (results / "table.md").exists() and (
-            results / "significance.csv"
-        ).exists() is False  # no plain brcd to compare with
-        failing = subprocess.run([*words, "brcd --margin 7"], cwd=ROOT, capture_output=True, text=True)
-        assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
-    finally:
-        shutil.rmtree(runs, ignore_errors=True)
-        shutil.rmtree(results, ignore_errors=True)
+    words = [sys.executable, "-m", "scripts.compare", "--name", "grid", "--teacher", "efficientnet_lite0"]
+    words += ["--bits", "8", "--views", "2", "--teacher-epochs", "2", "--epochs", "2", "--jobs", "2"]
+    words += ["--flags=--limit 60 --size 64", "--student-flags=--clusters 3", "--cache-dir", "cache"]
+    words += ["--methods", "none", "kl", "brcd --no-mask"]
+    where = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    process = subprocess.Popen(words, **where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    first = tmp_path / "runs" / "grid" / "8bits_seed0" / "none" / "test.json"
+    until = time.monotonic() + 200
+    while not first.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    process.kill()  # it alone: what it started must end by itself
+    process.communicate()
+    before = first.stat().st_mtime_ns
+    done = subprocess.run(words, **where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 cells" in done.stdout and "| brcd clusters=3 no-mask" in done.stdout
+    assert first.stat().st_mtime_ns == before  # not done again
+    assert (tmp_path / "results" / "grid" / "table.md").exists()
+    failing = subprocess.run([*words, "brcd --clusters 61"], **where, capture_output=True, text=True)
+    assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
+    refused = subprocess.run([*words, "brcd --margin 7"], **where, capture_output=True, text=True)
+    assert refused.returncode == 1 and "brcd --margin 7: --margin: '7' is not a number from 0 to 1" in refused.stderr

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from losses.methods import BRCD, METHODS, Batch, Knowledge
-from models.heads import HashHead, load_head, load_teacher, save_head
+from losses.brcd import BRCDOptions
+from losses.methods import BRCD, Batch, Knowledge, build_method
+from models.heads import HashHead, load_head, save_head
+from models.trained import read_run, read_teacher
 from utils import training
 from utils.errors import UserError, guarded
 from utils.files import read_checkpoint, save_atomically, written_aside
@@ -213,11 +215,14 @@ def test_checkpoints_that_are_none(tmp_path):
     good = tmp_path / "best_map.pt"
     save_head(good, HashHead(6, 4), role="student")
     with pytest.raises(UserError, match="no run folder"):
-        load_teacher(tmp_path)
+        read_teacher(tmp_path)
     Run(tmp_path / "run", ARGS, False)
     save_head(tmp_path / "run" / "best_map.pt", HashHead(6, 4), role="student")
-    with pytest.raises(UserError, match="a student's run, not a teacher's"):
-        load_teacher(tmp_path / "run")
+    with pytest.raises(UserError, match=r"best_map.pt: a student's checkpoint, not a teacher's"):
+        read_run(tmp_path / "run")
+    Run(tmp_path / "student", ARGS | {"teacher": "t"}, False)
+    with pytest.raises(UserError, match=r"student: a student's run, not a teacher's"):
+        read_teacher(tmp_path / "student")
     content = good.read_bytes()
     for cut in (0, 10, len(content) // 2, len(content) - 30):
         good.write_bytes(content[:cut])
@@ -258,21 +263,21 @@ def batch_and_knowledge(seed: int = 0):
 
 def value(**options) -> float:
     batch, knowledge = batch_and_knowledge()
-    return BRCD(knowledge, **options)(batch)["distillation"].item()
+    return BRCD(knowledge, BRCDOptions(**options))(batch)["distillation"].item()
 
 
 def test_every_part_of_brcd_matters():
     values = [
         value(),
         *(value(**{part: False}) for part in ("mask", "offset", "false_negatives", "individual", "structural")),
-        value(released=True),
+        value(variant="released"),
     ]
     assert len({round(v, 6) for v in values}) == len(values)
 
 
 def test_released_has_no_mask_and_sends_every_augmentation_to_one_centroid():
     batch, knowledge = batch_and_knowledge()
-    method = BRCD(knowledge, released=True)
+    method = BRCD(knowledge, BRCDOptions(variant="released"))
     assert not method.masks.any()
     seen = []
     method.loss.forward = lambda *inputs: seen.append(inputs) or torch.zeros(())
@@ -284,5 +289,5 @@ def test_released_has_no_mask_and_sends_every_augmentation_to_one_centroid():
 
 def test_methods_are_built_by_name_and_none_adds_nothing():
     batch, _ = batch_and_knowledge()
-    assert METHODS["none"].build(None, None)(batch) == {}
-    assert isinstance(METHODS["none"].build(None, None), nn.Module)
+    assert build_method("none", bits=16, n_data=40)(batch) == {}
+    assert isinstance(build_method("none", bits=16, n_data=40), nn.Module)

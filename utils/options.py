@@ -1,50 +1,88 @@
-"""Numbers of the command lines that must lie in a range, checked before any work starts."""
+"""Command lines: every option is checked as it is parsed, before anything is written, and refused in one line."""
 
 import argparse
+from collections.abc import Callable, Collection
 
 from utils.errors import UserError
 
-RANGES = {  # lowest allowed, highest allowed
-    "bits": (1, 1 << 16),
-    "batch_size": (1, None),
-    "epochs": (1, None),
-    "validate_every": (1, None),
-    "patience": (0, None),
-    "views": (0, None),
-    "rotated_views": (1, None),
-    "size": (1, None),
-    "student_size": (1, None),
-    "workers": (1, None),
-    "limit": (2, None),
-    "clusters": (1, None),
-    "alpha": (0, 1),
-    "margin": (0, 1),
-    "temperature": (1e-6, None),
-    "kl_weight": (0, None),
-    "kd_weight": (0, None),
-    "lr": (0, None),
-    "k": (1, None),
-    "pictures": (0, None),
-}
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or isinstance(action.default, bool)
+        return action.help if plain else super()._get_help_string(action)
 
 
-def check_ranges(args) -> None:
-    """Raises UserError for the first number of ``args`` (a parsed command line) that is out of its range."""
-    for name, (low, high) in RANGES.items():
-        value = getattr(args, name, None)
-        if value is None:
-            continue
+class Parser(argparse.ArgumentParser):
+    """argparse whose refusals are a ``UserError`` of one line and whose --help shows every default."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=_Help)
+
+    def error(self, message: str):
+        raise UserError(message.removeprefix("argument "))
+
+    def defaults(self) -> dict:
+        """Every option with its default; what is required has None."""
+        return {a.dest: a.default for a in self._actions if a.dest != "help"}
+
+
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    """Type of an option that names one of a set."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"'{text}' is not known; there are: {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def number(kind: type, low: float, high: float | None = None) -> Callable[[str], float]:
+    """Type of an option that is an int or a float from ``low`` to ``high``, both allowed, always finite."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
         # Written so that NaN, which compares false to everything, is refused.
-        if not (low <= value and (high is None or value <= high)):
-            allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise UserError(f"--{name.replace('_', '-')} {value}: it must be {allowed}")
+        if not low <= value <= (float("inf") if high is None else high) or value == float("inf"):
+            what = "a whole number" if kind is int else "a number"
+            allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not {what} {allowed}")
+        return value
+
+    return parse
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    return number(int, low, high)
+
+
+def real(low: float, high: float | None = None) -> Callable[[str], float]:
+    return number(float, low, high)
+
+
+def view_count(text: str) -> int:
+    """0 (new views each epoch), or how many are kept: a pair needs two."""
+    value = whole(0)(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError("1: a pair needs at least 2 views an image; 0 makes new ones each epoch")
+    return value
 
 
 def parse_size(text: str) -> int:
-    """ "800M", "5G" or plain bytes."""
+    """Bytes: "800M", "5G" or a plain number.
+
+    Raises:
+        argparse.ArgumentTypeError: no size, a negative or an infinite one.
+    """
     units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    digits, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
     try:
-        return int(float(number) * unit)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; write 800M, 5G or a number of bytes") from None
+        size = int(float(digits) * unit)
+    except (ValueError, OverflowError):
+        size = -1
+    if size < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write 800M, 5G or a number of bytes")
+    return size

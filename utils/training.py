@@ -14,6 +14,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.errors import UserError
 from utils.files import read_checkpoint, save_atomically
+from utils.options import real, whole
 from utils.runs import Run
 
 KIND = "brcd-training"
@@ -27,6 +28,27 @@ class Schedule:
     epochs: int
     validate_every: int
     patience: int
+
+
+def add_training_arguments(group, schedule: Schedule, lr: float) -> None:
+    """The options of any training command, with its own defaults."""
+    group.add_argument("--lr", type=real(0), default=lr, help="Adam's learning rate")
+    group.add_argument("--batch-size", type=whole(1), default=64, help="images a step")
+    group.add_argument("--epochs", type=whole(1), default=schedule.epochs, help="at most")
+    group.add_argument("--validate-every", type=whole(1), default=schedule.validate_every, help="epochs")
+    group.add_argument(
+        "--patience",
+        type=whole(0),
+        default=schedule.patience,
+        help="stop after more validations than this without a better one",
+    )
+    group.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all that training draws")
+    group.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
+    group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
+
+
+def schedule_of(args) -> Schedule:
+    return Schedule(args.epochs, args.validate_every, args.patience)
 
 
 def fit(
