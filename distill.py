@@ -81,54 +81,34 @@ def make_parser() -> Parser:
     add_feature_arguments(parser)
     group = parser.add_argument_group("student")
     group.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
-    group.add_argument(
-        "--student", type=one_of(BACKBONES), default="efficientnet_b0", help=f"one of: {', '.join(BACKBONES)}"
-    )
+    group.add_argument("--student", type=one_of(BACKBONES), default="efficientnet_b0", help=", ".join(BACKBONES))
     group.add_argument("--student-weights", default="pretrained", help="pretrained, a file, or random (tests only)")
     group.add_argument("--student-features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
     group.add_argument("--student-size", type=whole(1), help="pixels that the student sees (default: --size)")
     group.add_argument("--head", type=one_of(("auto", *HEADS)), default="auto", help=f"auto, {', '.join(HEADS)}")
-    group.add_argument(
-        "--bn",
-        type=one_of(BN),
-        default="frozen",
-        help="frozen, or recalibrate: BatchNorm statistics of the training images",
-    )
+    group.add_argument("--bn", type=one_of(BN), default="frozen", help="recalibrate: BatchNorm of the training images")
     group.add_argument("--bits", type=whole(1, MOST_BITS), help="must be the teacher's (the default)")
     group = parser.add_argument_group("method")
-    group.add_argument("--method", type=one_of(METHODS), default="brcd", help=f"one of: {', '.join(METHODS)}")
-    group.add_argument(
-        "--rotated-views", type=whole(1), default=2, help="sskd: of the cached views, how many are also rotated"
-    )
+    group.add_argument("--method", type=one_of(METHODS), default="brcd", help=", ".join(METHODS))
+    group.add_argument("--rotated-views", type=whole(1), default=2, help="sskd: cached views that are rotated too")
     group.add_argument("--kd-weight", type=real(0), default=1.0, help="of the distillation term")
     group.add_argument(
         "--alpha", type=real(0, 1), default=BRCDOptions.alpha, help="brcd: share of the individual space"
     )
-    group.add_argument(
-        "--margin",
-        type=real(0, 1),
-        default=BRCDOptions.margin,
-        help="brcd: bits with a smaller |cluster mean| are masked",
-    )
+    group.add_argument("--margin", type=real(0, 1), default=BRCDOptions.margin, help="brcd: of |mean|, below it masked")
     group.add_argument("--clusters", type=whole(1), default=BRCDOptions.clusters, help="brcd: of the teacher's codes")
     group.add_argument(
-        "--mask-rule",
-        type=one_of(RULES),
-        default=BRCDOptions.mask_rule,
-        help="brcd: decided, or undecided (the opposite)",
+        "--mask-rule", type=one_of(RULES), default=BRCDOptions.mask_rule, help=f"brcd: {', '.join(RULES)}"
     )
     group.add_argument(
-        "--variant",
-        type=one_of(VARIANTS),
-        default=BRCDOptions.variant,
-        help="brcd: paper, or released (that code's slips)",
+        "--variant", type=one_of(VARIANTS), default=BRCDOptions.variant, help=f"brcd: {', '.join(VARIANTS)}"
     )
     for part, what in PARTS.items():
         group.add_argument(
             f"--no-{part.replace('_', '-')}", dest=part, action="store_false", help=f"brcd without {what}"
         )
     group.add_argument(
-        "--hashing", type=one_of(HASHING), default="cibhash", help=f"the student's own objective: {', '.join(HASHING)}"
+        "--hashing", type=one_of(HASHING), default="cibhash", help=f"its own objective: {', '.join(HASHING)}"
     )
     group.add_argument("--temperature", type=real(1e-6), default=BRCDOptions.temperature, help="of CIBHash and BRCD")
     group.add_argument("--kl-weight", type=real(0), default=KL_WEIGHT, help="of CIBHash's KL term")

@@ -36,18 +36,13 @@ def make_parser() -> Parser:
     add_data_arguments(parser)
     add_feature_arguments(parser)
     group = parser.add_argument_group("teacher")
-    group.add_argument("--backbone", type=one_of(BACKBONES), default="vit_b_16", help=f"one of: {', '.join(BACKBONES)}")
-    group.add_argument(
-        "--weights", default="pretrained", help="pretrained, a state dict's file, or random (tests only)"
-    )
+    group.add_argument("--backbone", type=one_of(BACKBONES), default="vit_b_16", help=", ".join(BACKBONES))
+    group.add_argument("--weights", default="pretrained", help="pretrained, a file, or random (tests only)")
     group.add_argument("--features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
     group.add_argument("--head", type=one_of(HEADS), default="linear", help=", ".join(HEADS))
     group.add_argument("--bits", type=whole(1, MOST_BITS), default=64, help="code length")
     group.add_argument(
-        "--hashing",
-        type=one_of((*HASHING, ITQ)),
-        default="cibhash",
-        help=f"{', '.join(HASHING)} or {ITQ} (training-free)",
+        "--hashing", type=one_of((*HASHING, ITQ)), default="cibhash", help=f"{', '.join(HASHING)} or itq"
     )
     group.add_argument("--temperature", type=real(1e-6), default=TEMPERATURE, help="of CIBHash")
     group.add_argument("--kl-weight", type=real(0), default=KL_WEIGHT, help="of CIBHash's KL term")

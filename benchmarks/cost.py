@@ -24,7 +24,7 @@ from measure import median_seconds  # noqa: E402
 
 from data import digits  # noqa: E402
 from data.features import BATCH, Extractor  # noqa: E402
-from data.views import eval_batches, view_batches  # noqa: E402
+from data.views import Bank, eval_batches, view_batches  # noqa: E402
 from models.backbones import build_backbone  # noqa: E402
 from utils.cache import DTYPE, FeatureCache  # noqa: E402
 from utils.files import write_json  # noqa: E402
@@ -114,7 +114,7 @@ def speed(extractor: Extractor, images, count: int) -> Speed:
 
     return Speed(
         rate(eval_batches(images, images.train, extractor.size, BATCH)),
-        rate(view_batches(images, 1, 0, extractor.size, BATCH, CPU)),
+        rate(view_batches(images, Bank(1, 0), extractor.size, BATCH, CPU)),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from data import transforms
 from data.dataset import HashingData
-from data.views import eval_batches, view_batches
+from data.views import Bank, Part, eval_batches, view_batches
 from models.engines import ENGINES, PRECISIONS, choose_engine, engine_version, make_engine
 from utils import distributed
 from utils.cache import FeatureCache
@@ -66,13 +66,15 @@ class Extractor:
             **more,
         }
 
+    def _part(self, start: int) -> Part:
+        return Part(start, distributed.my_turns(), self.workers)
+
     def evaluation(self, rows: np.ndarray) -> "RowsOf":
         """Features of images ``rows`` under the evaluation transform; one cache entry for all that the split uses."""
         used = np.unique(np.concatenate([self.data.train, self.data.database, self.data.val, self.data.test]))
 
         def extract(start: int):
-            turns = distributed.my_turns()
-            batches = eval_batches(self.data, used, self.size, BATCH, start, self.workers, turns)
+            batches = eval_batches(self.data, used, self.size, BATCH, self._part(start))
             return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
         features = self.cache.get(
@@ -86,13 +88,10 @@ class Extractor:
 
     def bank(self, n_views: int, quarters: int = 0) -> np.memmap:
         """Features of views 0..n_views-1 of the training images, rotated by ``quarters``, [n_views, n, dim]."""
-        n = len(self.data.train)
+        n, bank = len(self.data.train), Bank(n_views, self.view_seed, quarters)
 
         def extract(start: int):
-            turns = distributed.my_turns()
-            batches = view_batches(
-                self.data, n_views, self.view_seed, self.size, BATCH, self.device, start, self.workers, quarters, turns
-            )
+            batches = view_batches(self.data, bank, self.size, BATCH, self.device, self._part(start))
             return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
         rotated = {"quarters": quarters} if quarters else {}

@@ -45,16 +45,16 @@ def without_leaks(parts: dict[str, ImageList], drop: bool) -> tuple[dict[str, Im
     for asked in ("test", "val"):
         if asked not in parts:
             continue
-        found = leaks(parts[asked], parts["database"])
-        if not len(found):
+        leaked = leaks(parts[asked], parts["database"])
+        if not len(leaked):
             continue
-        first = parts["database"].names[found[0]]
-        what = f"{len(found)} of the {len(parts[asked])} {asked} images are in the database too, the first {first}"
+        first = parts["database"].names[leaked[0]]
+        what = f"{len(leaked)} of the {len(parts[asked])} {asked} images are in the database too, the first {first}"
         if not drop:
             raise UserError(
-                f"{parts['database'].file}:{found[0] + 1}: {what}; drop them from the database with --drop-leaks"
+                f"{parts['database'].file}:{leaked[0] + 1}: {what}; drop them from the database with --drop-leaks"
             )
-        parts["database"] = parts["database"].take(np.setdiff1d(np.arange(len(parts["database"])), found))
+        parts["database"] = parts["database"].take(np.setdiff1d(np.arange(len(parts["database"])), leaked))
         notes.append(f"dropped from the database: {what}")
     return parts, notes
 

@@ -91,15 +91,15 @@ def index_shard(shard: Path) -> tuple[list[str], list[tuple[int, int]], list[lis
                 if not member.isfile() or key is None:
                     continue
                 if f".{ending.lower()}" in IMAGE_SUFFIXES:
-                    found, value = images, (member.name, member.offset_data, member.size)
+                    members, value = images, (member.name, member.offset_data, member.size)
                 elif ending == "cls":
                     text = tar.extractfile(member).read().decode()
-                    found, value = labels, parse_labels(text, f"{shard}: {member.name}")
+                    members, value = labels, parse_labels(text, f"{shard}: {member.name}")
                 else:
                     continue
-                if key in found:
+                if key in members:
                     raise UserError(f"{shard}: {member.name}: its key comes twice; keys must be unique in a shard")
-                found[key] = value
+                members[key] = value
     except FileNotFoundError:
         raise UserError(f"{shard}: no such shard") from None
     except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
@@ -139,10 +139,10 @@ def load(root: Path, seed: int = 0) -> HashingData:
     shards = [shard for part in PARTS for shard in files[part]]
     names, places, labels, rows = [], [], [], {part: [] for part in PARTS}
     for number, shard in enumerate(tqdm(shards, "reading shards", unit="shard", leave=False)):
-        found, spans, known = index_shard(shard)
+        inside, spans, known = index_shard(shard)
         part = next(p for p in PARTS if shard in files[p])
-        rows[part] += range(len(names), len(names) + len(found))
-        names += found
+        rows[part] += range(len(names), len(names) + len(inside))
+        names += inside
         places += [(number, offset, size) for offset, size in spans]
         labels += known
     train, database, test, val = (np.array(rows[part], dtype=np.int64) for part in PARTS)

@@ -7,7 +7,7 @@ the smaller one, and a resumed run meets the views that it would have met.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -23,25 +23,37 @@ from utils.seeds import generator
 Engine = Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which of the batches are made: those from row ``start`` on, of them ``turns``; by ``workers`` threads."""
+
+    start: int = 0
+    turns: slice = field(default_factory=lambda: slice(None))
+    workers: int = 4
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Views 0..n_views-1 of every training image under ``seed``, rotated by so many quarters."""
+
+    n_views: int
+    seed: int
+    quarters: int = 0
+
+
 def eval_batches(
-    data: HashingData,
-    rows: np.ndarray,
-    size: int,
-    batch_size: int,
-    start: int = 0,
-    workers: int = 4,
-    turns: slice = slice(None),
+    data: HashingData, rows: np.ndarray, size: int, batch_size: int, part: Part = Part()
 ) -> Iterator[torch.Tensor]:
-    """Images ``rows[start:]`` as evaluation sees them, uint8 [B, 3, size, size]; of the batches only ``turns``."""
-    firsts = range(start, len(rows), batch_size)[turns]
+    """Images ``rows`` as evaluation sees them, uint8 [B, 3, size, size]."""
+    firsts = range(part.start, len(rows), batch_size)[part.turns]
     if data.source.stack is not None:
         for first in firsts:
             yield eval_transform(data.source.stack[rows[first : first + batch_size]], size, data.crop)
         return
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(part.workers) as pool:
         for first in firsts:
-            part = rows[first : first + batch_size]
-            yield torch.stack(list(pool.map(lambda i: eval_transform(data.source[i], size, data.crop), part)))
+            batch = rows[first : first + batch_size]
+            yield torch.stack(list(pool.map(lambda i: eval_transform(data.source[i], size, data.crop), batch)))
 
 
 def view_params(data: HashingData, view: int, seed: int) -> ViewParams:
@@ -68,30 +80,20 @@ def rotate(images: torch.Tensor, quarters: int) -> torch.Tensor:
 
 
 def view_batches(
-    data: HashingData,
-    n_views: int,
-    seed: int,
-    size: int,
-    batch_size: int,
-    device: torch.device,
-    start: int = 0,
-    workers: int = 4,
-    quarters: int = 0,
-    turns: slice = slice(None),
+    data: HashingData, bank: Bank, size: int, batch_size: int, device: torch.device, part: Part = Part()
 ) -> Iterator[torch.Tensor]:
-    """Views 0..n_views-1 of all training images, view by view, from row ``start`` on (row = view * n + image); of the
-    batches only ``turns``."""
+    """A bank's views, uint8 [B, 3, size, size], view by view: row = view * n + image."""
     n = len(data.train)
 
-    def parts():
-        for view in range(start // n, n_views):
-            params = view_params(data, view, seed)
-            for rows in torch.arange(start % n if view == start // n else 0, n).split(batch_size):
+    def batches():
+        for view in range(part.start // n, bank.n_views):
+            params = view_params(data, view, bank.seed)
+            for rows in torch.arange(part.start % n if view == part.start // n else 0, n).split(batch_size):
                 yield rows, params
 
-    with ThreadPoolExecutor(workers) as pool:
-        for rows, params in islice(parts(), turns.start, turns.stop, turns.step):
-            yield rotate(view_pixels(data, rows, params[rows], size, device, pool), quarters)
+    with ThreadPoolExecutor(part.workers) as pool:
+        for rows, params in islice(batches(), part.turns.start, part.turns.stop, part.turns.step):
+            yield rotate(view_pixels(data, rows, params[rows], size, device, pool), bank.quarters)
 
 
 @dataclass(frozen=True)

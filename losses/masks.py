@@ -31,8 +31,8 @@ def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np
             f"--clusters {n_clusters}: the teacher gives the training images only {distinct} different "
             "codes; use fewer clusters"
         )
-    found = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(codes)
-    return found.labels_.astype(np.int64), found.cluster_centers_.astype(np.float32)
+    kmeans = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(codes)
+    return kmeans.labels_.astype(np.int64), kmeans.cluster_centers_.astype(np.float32)
 
 
 def bit_masks(

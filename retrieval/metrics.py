@@ -138,10 +138,10 @@ def relevant_among(indices: np.ndarray, query_labels, database_labels) -> np.nda
     """Which retrieved items share a label with their query: bool [q, k] for indices [q, k]."""
     query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)  # [., ceil(L/8)]
-    found = np.zeros(indices.shape, dtype=bool)
+    relevant = np.zeros(indices.shape, dtype=bool)
     for byte in range(query.shape[1]):
-        found |= (database[indices, byte] & query[:, byte, None]) != 0
-    return found
+        relevant |= (database[indices, byte] & query[:, byte, None]) != 0
+    return relevant
 
 
 def shared_labels(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
@@ -201,6 +201,27 @@ def _divide(gain: np.ndarray, denominators: dict[str, np.ndarray]) -> dict[str, 
     return {name: np.divide(gain, d, out=np.zeros(len(gain)), where=d > 0) for name, d in denominators.items()}
 
 
+@dataclass(frozen=True)
+class Tie:
+    """Items at one distance, in random order: how many, how many of them relevant, and both counts of all before."""
+
+    total: np.ndarray
+    relevant: np.ndarray
+    before: np.ndarray
+    hits_before: np.ndarray
+
+    def gain(self, kept: np.ndarray, harmonic: np.ndarray) -> np.ndarray:
+        """Expected sum of precision * rel over the tie's first ``kept`` ranks; harmonic[i] = 1 + 1/2 + ... + 1/i."""
+        zeros = np.zeros_like(self.total)
+        slope = np.divide(self.relevant - 1, self.total - 1, out=zeros.copy(), where=self.total > 1)
+        share = np.divide(self.relevant, self.total, out=zeros, where=self.total > 0)
+        # sum over s=1..kept of (a + (s-1) slope) / (N+s), a = R+1: kept*slope + (a - (N+1) slope) * (H[N+kept] - H[N])
+        start, stop = self.before.astype(np.int64), (self.before + kept).astype(np.int64)
+        last = len(harmonic) - 1
+        span = harmonic[np.minimum(stop, last)] - harmonic[np.minimum(start, last)]
+        return share * (kept * slope + (self.hits_before + 1 - (self.before + 1) * slope) * span)
+
+
 def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
     """AP@k in expectation over random tie orders, in all three denominators, from the histograms alone.
 
@@ -218,16 +239,7 @@ def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
     before, hits_before = end - total, np.cumsum(relevant, axis=1) - relevant
     kept = np.clip(k - before, 0, total)  # [q, b + 1] how much of each tie is within rank k
 
-    def tie_gain(kept, total, relevant, before, hits_before, drawn_relevant, drawn_from):
-        """Expected gain of a tie's first ``kept`` ranks, ``drawn_relevant`` of its ``drawn_from`` items relevant."""
-        slope = np.divide(drawn_relevant - 1, drawn_from - 1, out=np.zeros_like(total), where=drawn_from > 1)
-        share = np.divide(drawn_relevant, drawn_from, out=np.zeros_like(total), where=drawn_from > 0)
-        # sum over s=1..kept of (a + (s-1) slope) / (N+s), a = R+1: kept*slope + (a - (N+1) slope) * (H[N+kept] - H[N])
-        start, stop = before.astype(np.int64), (before + kept).astype(np.int64)
-        span = harmonic[np.minimum(stop, n_items)] - harmonic[np.minimum(start, n_items)]
-        return share * (kept * slope + (hits_before + 1 - (before + 1) * slope) * span)
-
-    whole = tie_gain(kept, total, relevant, before, hits_before, relevant, total)
+    whole = Tie(total, relevant, before, hits_before).gain(kept, harmonic)
     gain = whole.sum(axis=1)
     n_relevant = relevant.sum(axis=1)
     result = _divide(gain, {"min": np.minimum(n_relevant, k), "total": n_relevant})
@@ -241,7 +253,8 @@ def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
     h = np.arange(int(np.minimum(m, r).max(initial=0)) + 1)[None]  # [1, H]
     chance = _hypergeometric(h, t[:, None], r[:, None], m[:, None])  # [q, H]
     wide = np.broadcast_to(m[:, None], chance.shape)
-    inner = tie_gain(wide, wide, None, np.broadcast_to(n0[:, None], chance.shape), r0[:, None], h + 0.0 * wide, wide)
+    kept_part = Tie(wide, h + 0.0 * wide, np.broadcast_to(n0[:, None], chance.shape), r0[:, None])
+    inner = kept_part.gain(wide, harmonic)
     hits = r0[:, None] + h
     ratio = np.divide(base[:, None] + inner, hits, out=np.zeros_like(inner), where=hits > 0)
     result["retrieved"] = (chance * ratio).sum(axis=1)
@@ -319,9 +332,9 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
     indices = nearest(query_codes, database_codes, k)
     relevant = relevant_among(indices, query_labels, database_labels)
     stable, expected = stable_ap(relevant, n_relevant), expected_ap(histograms, k)
-    found, hits = np.cumsum(histograms.total, axis=1), np.cumsum(histograms.relevant, axis=1)  # [q, b + 1]
-    precision = np.divide(hits, found, out=np.zeros(hits.shape), where=found > 0)
-    answered = (found > 0).sum(axis=0)  # [b + 1] queries that find anything within each radius
+    within, hits = np.cumsum(histograms.total, axis=1), np.cumsum(histograms.relevant, axis=1)  # [q, b + 1]
+    precision = np.divide(hits, within, out=np.zeros(hits.shape), where=within > 0)
+    answered = (within > 0).sum(axis=0)  # [b + 1] queries that find anything within each radius
     recall = np.divide(hits, n_relevant[:, None], out=np.zeros(hits.shape), where=n_relevant[:, None] > 0)
     curve = (np.cumsum(relevant, axis=1) / np.arange(1, k + 1)).mean(axis=0)  # [k]
     ranks = sorted({r for r in (1, 10, 100, 1000, 5000) if r <= k} | {k})
@@ -338,7 +351,7 @@ def retrieval_report(query_codes, database_codes, query_labels, database_labels,
         "precision_recall": {
             "precision": (precision.sum(axis=0) / np.maximum(answered, 1)).tolist(),
             "recall": recall.mean(axis=0).tolist(),
-            "answered": (answered / len(found)).tolist(),
+            "answered": (answered / len(within)).tolist(),
         },
         "ndcg": float(ndcg(indices, query_labels, database_labels).mean()),
         "per_label_precision": per_label_precision(indices, query_labels, database_labels),

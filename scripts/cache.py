@@ -10,13 +10,13 @@ from utils.errors import guarded
 from utils.options import Parser, parse_size
 
 
-def _table(found: list[dict]) -> str:
+def _table(listed: list[dict]) -> str:
     lines = [f"{'entry':32}  {'MB':>8}  {'last used':16}  what"]
-    for e in found:
+    for e in listed:
         what = " ".join(f"{k}={v}" for k, v in e["facts"].items() if isinstance(v, (str, int)) and len(str(v)) < 24)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(e["used"]))
         lines.append(f"{e['name']}  {e['bytes'] / 1e6:8.1f}  {when}  {what}")
-    return "\n".join([*lines, f"{len(found)} entries, {sum(e['bytes'] for e in found) / 1e6:,.1f} MB"])
+    return "\n".join([*lines, f"{len(listed)} entries, {sum(e['bytes'] for e in listed) / 1e6:,.1f} MB"])
 
 
 def main() -> None:

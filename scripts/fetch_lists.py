@@ -111,10 +111,10 @@ def fetch(one: Published, by_hand: Path | None) -> bytes:
         if not plain.exists() and not packed.exists():
             raise UserError(f"{by_hand}: no {one.name} or {one.name}.xz in it; fetch {one.url}")
         content = plain.read_bytes() if plain.exists() else lzma.decompress(packed.read_bytes())
-    found = hashlib.sha256(content).hexdigest()
-    if found != one.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != one.sha256:
         raise UserError(
-            f"{one.name}: SHA-256 {found[:12]}…, the known list has {one.sha256[:12]}…; it was changed or cut"
+            f"{one.name}: SHA-256 {digest[:12]}…, the known list has {one.sha256[:12]}…; it was changed or cut"
         )
     return content
 
@@ -166,9 +166,9 @@ def main() -> None:
     if args.dataset == "coco":
         coco = PROTOCOLS["coco"]
         names = ("hashnet_coco_train.txt", "hashnet_coco_database.txt", "test.txt")
-        found = derive(*(read_list(args.out / name, coco.n_labels, coco.prefix) for name in names))
-        write_list(args.out / "database.txt", found)
-        print(f"{args.out / 'database.txt'}: {len(found):,} images, derived")
+        derived = derive(*(read_list(args.out / name, coco.n_labels, coco.prefix) for name in names))
+        write_list(args.out / "database.txt", derived)
+        print(f"{args.out / 'database.txt'}: {len(derived):,} images, derived")
 
 
 if __name__ == "__main__":

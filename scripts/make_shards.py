@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--per-shard", type=whole(1), default=1000, help="images a shard")
     args = parser.parse_args()
-    found = write_shards(load_data(args), args.out, args.per_shard)
-    print(f"{args.out}: {len(found)} shards, {sum(f.stat().st_size for f in found) / 1e6:,.1f} MB")
+    shards = write_shards(load_data(args), args.out, args.per_shard)
+    print(f"{args.out}: {len(shards)} shards, {sum(f.stat().st_size for f in shards) / 1e6:,.1f} MB")
 
 
 if __name__ == "__main__":

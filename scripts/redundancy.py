@@ -32,16 +32,17 @@ def main() -> None:
         raise UserError(f"{args.run}: no clusters.npz; only runs of --method brcd make clusters")
     with np.load(args.run / "clusters.npz", allow_pickle=False) as kept:
         labels, n_clusters = kept["labels"], len(kept["centroids"])
-    found = {
+    networks = {
         "teacher": redundancy(read_training_codes(Path(run_args["teacher"])), labels, n_clusters, run_args["margin"]),
         "student": redundancy(read_training_codes(args.run), labels, n_clusters, run_args["margin"]),
     }
     print(f"{n_clusters} clusters, margin {run_args['margin']}\ncodes     mean |bit mean|  below the margin")
-    for name, f in found.items():
+    for name, f in networks.items():
         print(f"{name:8}  {f['mean']:15.3f}  {f['below_margin']:16.1%}")
-    draw_redundancy({name: f["means"] for name, f in found.items()}, run_args["margin"], args.run / "redundancy.png")
+    draw_redundancy({name: f["means"] for name, f in networks.items()}, run_args["margin"], args.run / "redundancy.png")
     write_json(
-        args.run / "redundancy.json", {name: {k: v for k, v in f.items() if k != "means"} for name, f in found.items()}
+        args.run / "redundancy.json",
+        {name: {k: v for k, v in f.items() if k != "means"} for name, f in networks.items()},
     )
     print(f"wrote {args.run / 'redundancy.png'} and redundancy.json")
 

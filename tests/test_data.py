@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as F
 
 from data import cifar10, digits, folder, transforms
 from data.sources import FileImages, decode
-from data.views import BankedViews, FreshViews, eval_batches, view_batches
+from data.views import Bank, BankedViews, FreshViews, Part, eval_batches, view_batches
 from utils.errors import UserError
 from utils.seeds import generator
 
@@ -194,9 +194,9 @@ def test_evaluation_crops_the_centre_or_squashes():
 
 def test_a_larger_bank_begins_with_the_smaller_and_any_start_gives_the_same_rows():
     data, cpu = digits.load(limit=20), torch.device("cpu")
-    two, three = (torch.cat(list(view_batches(data, n, 0, 32, 7, cpu))) for n in (2, 3))
+    two, three = (torch.cat(list(view_batches(data, Bank(n, 0), 32, 7, cpu))) for n in (2, 3))
     assert (three[:40] == two).all() and not (three[40:] == two[:20]).all()
-    late = torch.cat(list(view_batches(data, 3, 0, 32, 7, cpu, start=27)))
+    late = torch.cat(list(view_batches(data, Bank(3, 0), 32, 7, cpu, Part(start=27))))
     assert (late.float() - three[27:].float()).abs().max() <= 1  # other batches may round differently
 
 

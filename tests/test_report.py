@@ -119,7 +119,9 @@ def test_two_runs_of_one_seed_are_no_row_in_common(tmp_path):
     first.mkdir(), second.mkdir()
     files = [result(first), result(second, value=0.4)]
     assert len(read_rows([files[0], files[0]])) == 3
-    with pytest.raises(UserError, match=r"a/brcd_16_0/test\.json and \S+b/brcd_16_0/test\.json: both are seed 0 of 'brcd "):
+    with pytest.raises(
+        UserError, match=r"a/brcd_16_0/test\.json and \S+b/brcd_16_0/test\.json: both are seed 0 of 'brcd "
+    ):
         read_rows(files)
 
 

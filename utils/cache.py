@@ -102,11 +102,11 @@ class FeatureCache:
 
 def entries(folder: Path) -> list[dict]:
     """What a cache holds, longest unused first."""
-    found = []
+    listed = []
     for facts in Path(folder).glob("*/facts.json"):
         entry = facts.parent
         data = entry / "features.bin"
-        found.append(
+        listed.append(
             {
                 "name": entry.name,
                 "bytes": data.stat().st_size if data.exists() else 0,
@@ -114,7 +114,7 @@ def entries(folder: Path) -> list[dict]:
                 "facts": json.loads(facts.read_text()),
             }
         )
-    return sorted(found, key=lambda e: e["used"])
+    return sorted(listed, key=lambda e: e["used"])
 
 
 def prune(folder: Path, limit: int, keep: str | None = None) -> list[dict]:

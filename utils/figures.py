@@ -64,16 +64,16 @@ def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]],
     Args:
         rows: (query [H, W, 3] uint8, [(retrieved [H, W, 3], whether it is relevant), ...]).
     """
-    width = 1 + max(len(found) for _, found in rows)
+    width = 1 + max(len(retrieved) for _, retrieved in rows)
     figure, axes = plt.subplots(
         len(rows), width, figsize=(0.8 * width, 0.85 * len(rows) + 0.5), squeeze=False, layout="constrained"
     )
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-    for line, (query, found) in zip(axes, rows, strict=True):
+    for line, (query, retrieved) in zip(axes, rows, strict=True):
         line[0].imshow(query)
-        for ax, (image, right) in zip(line[1:], found, strict=False):
+        for ax, (image, right) in zip(line[1:], retrieved, strict=False):
             ax.imshow(image)
             ax.spines[:].set(visible=True, color=RIGHT if right else WRONG, linewidth=2.5)
     axes[0, 0].set_title("query", fontsize=8)

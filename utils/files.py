@@ -104,9 +104,9 @@ def read_checkpoint(path: Path, kind: str) -> dict:
         raise UserError(
             f"{path}: truncated or no checkpoint ({type(error).__name__}); train again, or copy it again"
         ) from None
-    found = content.get("kind") if isinstance(content, dict) else None
-    if found != kind:
+    kind_there = content.get("kind") if isinstance(content, dict) else None
+    if kind_there != kind:
         raise UserError(
-            f"{path}: a checkpoint of kind '{kind}' is needed, this is {found or 'no file of this project'}"
+            f"{path}: a checkpoint of kind '{kind}' is needed, this is {kind_there or 'no file of this project'}"
         )
     return content
