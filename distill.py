@@ -6,6 +6,8 @@ Data and feature options default to the teacher's own. Clusters and bit masks ar
 the training images, and kept with the run.
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -18,6 +20,7 @@ from torch import nn
 from data.dataset import HashingData
 from data.features import BATCH, Extractor, add_feature_arguments, extractor
 from data.load import add_data_arguments, load_data
+from data.transforms import EVAL_VERSION
 from data.views import BankedViews, FreshViews, ViewBatch, eval_batches
 from losses.brcd import VARIANTS, BRCDOptions
 from losses.cibhash import KL_WEIGHT
@@ -30,6 +33,7 @@ from models.backbones import (
     FrozenBackbone,
     batch_norm_statistics,
     build_backbone,
+    check_size,
     recalibrate_batch_norm,
     set_batch_norm_statistics,
 )
@@ -39,14 +43,14 @@ from models.trained import Trained, best_file, read_teacher
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from utils import distributed
-from utils.errors import UserError, guarded
-from utils.files import file_lock, save_atomically, written_aside
+from utils.errors import UserError
+from utils.files import file_lock, read_checkpoint, read_csv, save_atomically, written_aside
 from utils.options import Parser, one_of, real, whole
 from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
 
-BN = ("frozen", "recalibrate")
+BN, BN_KIND = ("frozen", "recalibrate"), "brcd-batch-norm"
 INHERITED = (
     "dataset",
     "data_dir",
@@ -84,7 +88,7 @@ def make_parser() -> Parser:
     group.add_argument("--student", type=one_of(BACKBONES), default="efficientnet_b0", help=", ".join(BACKBONES))
     group.add_argument("--student-weights", default="pretrained", help="pretrained, a file, or random (tests only)")
     group.add_argument("--student-features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
-    group.add_argument("--student-size", type=whole(1), help="pixels that the student sees (default: --size)")
+    group.add_argument("--student-size", type=whole(1, 4096), help="pixels that the student sees (default: --size)")
     group.add_argument("--head", type=one_of(("auto", *HEADS)), default="auto", help=f"auto, {', '.join(HEADS)}")
     group.add_argument("--bn", type=one_of(BN), default="frozen", help="recalibrate: BatchNorm of the training images")
     group.add_argument("--bits", type=whole(1, MOST_BITS), help="must be the teacher's (the default)")
@@ -126,6 +130,19 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def notes(args) -> Iterator[str]:
+    """What is allowed and hardly meant."""
+    if args.batch_size == 1:
+        yield "--batch-size 1: a batch of one has nothing to contrast, and several methods become one"
+    if METHODS[args.method].clusters and args.clusters == 1:
+        yield "--clusters 1: all images are of one cluster, which leaves BRCD no negatives"
+    tried = args.teacher / "cluster_numbers.csv"
+    if METHODS[args.method].clusters and tried.exists():
+        best = int(max(read_csv(tried), key=lambda row: float(row["silhouette"]))["clusters"])
+        if best != args.clusters:
+            yield f"--clusters is {args.clusters}; {tried} has its highest silhouette at {best}"
+
+
 def brcd_options(args) -> BRCDOptions:
     return BRCDOptions(**{f.name: getattr(args, f.name) for f in fields(BRCDOptions)})
 
@@ -136,7 +153,7 @@ def check_teacher(args, teacher: Trained, images: HashingData) -> None:
             f"{args.teacher}: a teacher of {teacher.bits} bits, --bits is {args.bits}; train a teacher of "
             f"{args.bits} bits, or leave --bits out"
         )
-    teacher.check_data(images.fingerprint)
+    teacher.check_data(images.fingerprint, EVAL_VERSION)
 
 
 def build_student(args, images: HashingData, device: torch.device) -> FrozenBackbone:
@@ -144,13 +161,13 @@ def build_student(args, images: HashingData, device: torch.device) -> FrozenBack
     backbone = build_backbone(args.student, args.student_weights, args.student_features)
     if args.bn == "recalibrate":
         size = args.student_size or args.size
-        name = seed_of(backbone.sha256, images.fingerprint, size)
+        name = seed_of(BN_KIND, backbone.sha256, images.fingerprint, size)
         with file_lock(args.cache_dir / f"batch_norm_{name:x}.lock"):
             kept = args.cache_dir / f"batch_norm_{name:x}.pt"
             if not kept.exists():
                 recalibrate_batch_norm(backbone, eval_batches(images, images.train, size, BATCH), device)
-                save_atomically(kept, batch_norm_statistics(backbone))
-            set_batch_norm_statistics(backbone, torch.load(kept, weights_only=True))
+                save_atomically(kept, {"kind": BN_KIND, "statistics": batch_norm_statistics(backbone)})
+            set_batch_norm_statistics(backbone, read_checkpoint(kept, BN_KIND)["statistics"])
     return backbone
 
 
@@ -245,26 +262,30 @@ def main() -> None:
     distributed.start()
     args = parse()
     device = pick_device(args.device)
+    check_size(args.student, args.student_size or args.size)
     trained = read_teacher(args.teacher)
     teacher_head = trained.heads["map"]
     images = load_data(args)
     check_teacher(args, trained, images)
     student_backbone, teacher_backbone = build_student(args, images, device), trained.backbone()
+    kind = student_head(student_backbone) if args.head == "auto" else args.head
+    head = HashHead(student_backbone.dim, trained.bits, kind, args.seed).to(device)
+    teacher = extractor(args, images, teacher_backbone, device, trained.size)
+    student = extractor(args, images, student_backbone, device, args.student_size)
+    for note in notes(args):
+        print(f"note: {note}")
     run = Run(args.run_dir, vars(args), args.resume)
     if run.finished:
         return print(f"{run.folder}: finished already")
 
     teacher_head.to(device)
-    kind = student_head(student_backbone) if args.head == "auto" else args.head
-    head = HashHead(student_backbone.dim, trained.bits, kind, args.seed).to(device)
-    teacher = extractor(args, images, teacher_backbone, device, trained.size)
-    student = extractor(args, images, student_backbone, device, args.student_size)
-    needs = METHODS[args.method]
-    views = training_views(args, images, student, teacher, teacher_head, device, needs.rotations)
-    knowledge = None
-    if needs.clusters:
-        train_codes = teacher_head.encode(teacher.evaluation(images.train))
-        knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
+    needs, knowledge = METHODS[args.method], None
+    with run.preparing():
+        views = training_views(args, images, student, teacher, teacher_head, device, needs.rotations)
+        if needs.clusters:
+            train_codes = teacher_head.encode(teacher.evaluation(images.train))
+            knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
+        validate = validation(head, student, teacher_head.encode(teacher.evaluation(images.val_database)), images)
     with seeded("method", args.seed):  # embeddings and memories of the methods that have them
         method = build_method(args.method, trained.bits, len(images.train), knowledge, brcd_options(args)).to(device)
     hashing = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
@@ -274,13 +295,18 @@ def main() -> None:
         draw = generator("negatives", args.seed, epoch)
         return (step(batch, draw) for batch in views.epoch(epoch, args.batch_size))
 
-    described = {"role": "student", "backbone": student_backbone.describe(), "data": images.fingerprint}
-    described["batch_norm"] = batch_norm_statistics(student_backbone) if args.bn == "recalibrate" else None
+    described = {
+        "role": "student",
+        "backbone": student_backbone.describe(),
+        "batch_norm": batch_norm_statistics(student_backbone) if args.bn == "recalibrate" else None,
+        "data": images.fingerprint,
+        "teacher": trained.head_hash,
+        "transforms": EVAL_VERSION,
+    }
 
     def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
         save_head(path, head, **described, epoch=epoch, metrics=metrics)
 
-    validate = validation(head, student, teacher_head.encode(teacher.evaluation(images.val_database)), images)
     modules = nn.ModuleDict({"head": head, "method": method})
     optimizer = torch.optim.Adam(modules.parameters(), lr=args.lr, fused=True)
     summary = fit(run, modules, optimizer, steps, validate, save_best, schedule_of(args))

@@ -6,6 +6,8 @@ SSHP: the student hashes queries and database. ASHP: the student hashes queries,
 Prints a table, then one JSON object as its last line.
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 import argparse
 import json
 from dataclasses import dataclass
@@ -19,14 +21,14 @@ import train_teacher
 from data.dataset import HashingData
 from data.features import extractor
 from data.load import load_data
-from data.transforms import eval_transform
+from data.transforms import EVAL_VERSION, eval_transform
 from losses.methods import METHODS
 from models.engines import pick_device
 from models.trained import Trained, read_run
 from retrieval.codes import pack
 from retrieval.metrics import retrieval_report
 from utils import distributed
-from utils.errors import guarded
+from utils.errors import UserError
 from utils.figures import draw_curves, draw_retrieved
 from utils.files import write_csv, write_json, written_aside
 from utils.options import Parser, one_of, whole
@@ -44,6 +46,7 @@ DEFINITION = (
     "min(k, R) or R (total); ties stable in database order, or expected over random orders; relevant = at least one "
     "label shared"
 )
+RUN_FILES = {"args", "environment", "log", "summary", "clusters", "train_codes", "cluster_numbers", "redundancy"}
 SUMMARY = ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")  # of a report, in the last line printed
 
 
@@ -67,9 +70,22 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_target(target: Path) -> None:
+    """Raises UserError where a result, or what is written beside it, would replace a file of a run."""
+    if target.is_dir() or target.suffix != ".json":
+        raise UserError(f"--json {target}: it takes a file that ends in .json")
+    if target.stem in RUN_FILES and (target.parent / "args.yaml").exists():
+        raise UserError(f"--json {target}: would replace files of the run in {target.parent}; choose another name")
+
+
+def parser_of(run: Trained) -> Parser:
+    """The command line that made a run."""
+    return (distill if run.teacher else train_teacher).make_parser()
+
+
 def run_options(args, run: Trained) -> argparse.Namespace:
     """The run's own options, with what this command line overrides."""
-    kept = argparse.Namespace(**run.args)
+    kept = argparse.Namespace(**parser_of(run).defaults() | run.args)  # an older run may lack a newer option
     for name in ("data_dir", "cache_dir", "lists_dir"):
         value = getattr(args, name, None) or getattr(kept, name, None)
         setattr(kept, name, Path(value) if value else None)
@@ -79,7 +95,7 @@ def run_options(args, run: Trained) -> argparse.Namespace:
 
 def named_options(run: Trained) -> dict:
     """All options of a run that differ from its parser's defaults and that its result may depend on."""
-    parser = (distill if run.teacher else train_teacher).make_parser()
+    parser = parser_of(run)
     others = frozenset().union(*(m.own for name, m in METHODS.items() if name != run.args.get("method")))
     left_out = UNNAMED | (others if run.teacher else {"hashing"})  # a column shows it
     return {
@@ -246,12 +262,14 @@ def write(target: Path, facts: dict, reports: dict[str, dict]) -> dict:
 def main() -> None:
     distributed.start()
     args = parse()
+    target = args.json or args.run / f"{args.queries}.json"
+    check_target(target)
     run = read_run(args.run)
     options = run_options(args, run)
     images = load_data(options)
     runs = [run, run.teacher] if run.teacher else [run]
     for one in runs:
-        one.check_data(images.fingerprint)
+        one.check_data(images.fingerprint, EVAL_VERSION)
     hashers = [Hasher(one, options, images) for one in runs]
     pairs = searches(hashers, asked(args, images), searched(args, images))
     labels, database_labels = images.labels[asked(args, images)], images.labels[searched(args, images)]
@@ -262,7 +280,6 @@ def main() -> None:
     if not distributed.is_first():
         return
 
-    target = args.json or args.run / f"{args.queries}.json"
     draw(args, target, images, reports)
     if args.dump_codes:
         dump_codes(args, pairs, images)

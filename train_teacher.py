@@ -3,6 +3,9 @@
 python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-dir runs/teacher
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,12 @@ import torch
 from data.dataset import HashingData
 from data.features import Extractor, add_feature_arguments, extractor
 from data.load import add_data_arguments, load_data
+from data.transforms import EVAL_VERSION
 from data.views import BankedViews, FreshViews
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
 from losses.nt_xent import TEMPERATURE
-from models.backbones import BACKBONES, FEATURES, build_backbone
+from models.backbones import BACKBONES, FEATURES, build_backbone, check_size
 from models.engines import pick_device
 from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head
 from models.itq import itq_head
@@ -23,7 +27,6 @@ from models.trained import best_file
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from utils import distributed
-from utils.errors import guarded
 from utils.options import Parser, one_of, real, whole
 from utils.runs import Run
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
@@ -51,7 +54,7 @@ def make_parser() -> Parser:
 
 
 def head_facts(backbone, images: HashingData) -> dict:
-    return {"role": "teacher", "backbone": backbone.describe(), "data": images.fingerprint}
+    return {"role": "teacher", "backbone": backbone.describe(), "data": images.fingerprint, "transforms": EVAL_VERSION}
 
 
 def validation_map(head: HashHead, images: HashingData, features: Extractor) -> float:
@@ -83,32 +86,36 @@ def finish(run: Run, images: HashingData, features: Extractor, summary: dict) ->
     print(f"validation mAP@{images.k} {chosen['value']:.4f} {where}; {run.folder}")
 
 
+def training_views(args, images: HashingData, features: Extractor) -> BankedViews | FreshViews:
+    if args.views:
+        return BankedViews([features.bank(args.views)], args.seed)
+    return FreshViews(images, [(features.engine, args.size)], args.seed, features.device, args.workers)
+
+
 def main() -> None:
     distributed.start()
     args = make_parser().parse_args()
     device = pick_device(args.device)
+    check_size(args.backbone, args.size)
     images = load_data(args)
     backbone = build_backbone(args.backbone, args.weights, args.features)
     head = HashHead(backbone.dim, args.bits, args.head, args.seed).to(device)
+    features = extractor(args, images, backbone, device)
     run = Run(args.run_dir, vars(args), args.resume)
     if run.finished:
         return print(f"{run.folder}: finished already")
 
-    features = extractor(args, images, backbone, device)
-    if args.hashing == ITQ:
-        return fit_itq(args, run, images, features, backbone)
-    objective = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
-    if args.views:
-        views = BankedViews([features.bank(args.views)], args.seed)
-    else:
-        views = FreshViews(images, [(features.engine, args.size)], args.seed, device, args.workers)
+    with run.preparing():
+        if args.hashing == ITQ:
+            return fit_itq(args, run, images, features, backbone)
+        objective = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
+        views = training_views(args, images, features)
+        features.evaluation(images.val)  # extracted now, not in the middle of training
 
-    def steps(epoch: int):
+    def steps(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
         for batch in views.epoch(epoch, args.batch_size):
             pair = batch.pairs[0].to(device, non_blocking=True)  # [2, B, D]
             yield objective(head(pair), pair)
-
-    features.evaluation(images.val)  # extracted now, not in the middle of training
 
     def validate() -> dict[str, float]:
         return {"map": validation_map(head, images, features)}

@@ -82,7 +82,7 @@ class Extractor:
             len(used),
             self.backbone.dim,
             extract,
-            f"{self.backbone.name} features",
+            f"{self.backbone.name} features of {self.data.name}",
         )
         return RowsOf(features, np.searchsorted(used, rows))
 
@@ -103,7 +103,9 @@ class Extractor:
             view_seed=self.view_seed,
             **rotated,
         )
-        features = self.cache.get(facts, n_views * n, self.backbone.dim, extract, f"{self.backbone.name} views")
+        features = self.cache.get(
+            facts, n_views * n, self.backbone.dim, extract, f"{self.backbone.name} views of {self.data.name}"
+        )
         return features.reshape(n_views, n, self.backbone.dim)
 
 
@@ -126,7 +128,9 @@ def add_feature_arguments(parser) -> None:
         "--views", type=view_count, default=0, help="random views an image, cached; 0: new ones each epoch"
     )
     group.add_argument("--view-seed", type=whole(0), default=0, help="of the cached views; shared by runs of all seeds")
-    group.add_argument("--size", type=whole(1), default=transforms.SIZE, help="pixels, height and width of the input")
+    group.add_argument(
+        "--size", type=whole(1, 4096), default=transforms.SIZE, help="pixels, height and width of the input"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--engine", type=one_of(ENGINES), default="auto", help=f"{', '.join(ENGINES)} (CPU)")
     group.add_argument(

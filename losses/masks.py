@@ -2,6 +2,7 @@
 
 import numpy as np
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from losses.brcd import BRCDOptions
 from utils.errors import UserError
@@ -31,8 +32,10 @@ def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np
             f"--clusters {n_clusters}: the teacher gives the training images only {distinct} different "
             "codes; use fewer clusters"
         )
-    kmeans = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(codes)
-    return kmeans.labels_.astype(np.int64), kmeans.cluster_centers_.astype(np.float32)
+    with threadpool_limits(1):  # the same sums in the same order on any machine
+        labels = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(codes).labels_.astype(np.int64)
+    # From the labels, where sums of -1 and +1 are exact: k-means' own centres depend on the number of threads.
+    return labels, cluster_means(codes, labels, n_clusters).astype(np.float32)
 
 
 def bit_masks(

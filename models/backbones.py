@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.seeds import seeded
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -194,7 +194,9 @@ def build_backbone(name: str, weights: str = "pretrained", features: str = "auto
         try:
             network.load_state_dict(spec.load() if weights == "pretrained" else _read_weights(Path(weights)))
         except RuntimeError as error:
-            raise UserError(f"{weights}: does not fit {name}: {str(error).splitlines()[-1].strip()}") from None
+            raise UserError(
+                f"{weights}: does not fit {name}: {first_line(str(error).splitlines()[-1].strip())}"
+            ) from None
     features = features if features != "auto" else ("logits" if spec.logits else "pooled")
     if features == "pooled":
         parent, _, child = spec.last.rpartition(".")
@@ -208,6 +210,17 @@ def build_backbone(name: str, weights: str = "pretrained", features: str = "auto
         spec.dim if features == "pooled" else 1000,
         pretrained=weights != "random",
     )
+
+
+def check_size(name: str, size: int) -> None:
+    """Raises UserError where the network cannot take images of that many pixels; nothing is computed to find out."""
+    if size == 224:
+        return
+    try:
+        with torch.device("meta"):
+            BACKBONES[name].build().eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"{name} cannot take images of {size} pixels ({first_line(error)}); 224 always works") from None
 
 
 def _batch_norms(backbone: nn.Module) -> dict[str, nn.Module]:

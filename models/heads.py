@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from models.backbones import FrozenBackbone
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import read_checkpoint, save_atomically
 from utils.seeds import seeded
 
@@ -62,10 +62,12 @@ def save_head(path: Path, head: HashHead, **facts) -> None:
 
 def load_head(path: Path) -> tuple[HashHead, dict]:
     """(head in eval mode, the checkpoint's facts). Raises UserError as ``read_checkpoint`` does."""
-    content = read_checkpoint(path, KIND)
+    content = read_checkpoint(path, KIND, FORMAT)
     try:
         head = HashHead(**content["config"])
         head.load_state_dict(content["state"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: incomplete checkpoint ({error})") from None
+    except (KeyError, TypeError, AttributeError, RuntimeError, UserError) as error:
+        raise UserError(f"{path}: incomplete checkpoint ({first_line(error)}); train again, or copy it again") from None
+    if not all(tensor.isfinite().all() for tensor in content["state"].values()):
+        raise UserError(f"{path}: its head has weights that are not finite; train it again")
     return head.eval(), content

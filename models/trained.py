@@ -3,13 +3,21 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.backbones import FrozenBackbone, build_backbone, set_batch_norm_statistics
+from models.backbones import FrozenBackbone, build_backbone, hash_state, set_batch_norm_statistics
 from models.heads import HashHead, load_head
-from utils.errors import UserError
-from utils.runs import read_args
+from utils.errors import UserError, some
+from utils.runs import read_args, read_summary
 
 # What each kind of run selects by, on its validation queries; each keeps its own best checkpoint.
 SELECTED_BY = {"teacher": ("map",), "student": ("sshp", "ashp")}
+
+
+# What must be in a run's args.yaml; the last of all, in its alphabetical order, tells a file that was cut.
+_COMMON = {"dataset": str, "size": int, "seed": int, "views": int, "device": str, "engine": str, "workers": int}
+NEEDED = {
+    "teacher": _COMMON | {"weights": str, "hashing": str},
+    "student": _COMMON | {"student_weights": str, "hashing": str, "method": str, "teacher": str},
+}
 
 
 def best_file(metric: str) -> str:
@@ -61,8 +69,19 @@ class Trained:
             )
         return backbone
 
-    def check_data(self, fingerprint: str) -> None:
-        """Raises UserError unless the data set of that fingerprint is the one trained on."""
+    @property
+    def head_hash(self) -> str:
+        """Of a teacher's head: what its students are bound to."""
+        return hash_state(self.heads["map"])
+
+    def check_data(self, fingerprint: str, transforms: int) -> None:
+        """Raises UserError unless the data set of that fingerprint is the one trained on, its evaluation images made
+        by the same version of the transforms."""
+        if self.facts.get("transforms", transforms) != transforms:
+            raise UserError(
+                f"{self.folder}: was trained on images of transforms {self.facts['transforms']}, this code has "
+                f"{transforms}; train it again, or use the commit that environment.json names"
+            )
         if self.facts["data"] != fingerprint:
             raise UserError(
                 f"{self.folder}: was trained on other images or another split than these; use the same data and split "
@@ -71,15 +90,25 @@ class Trained:
 
 
 def read_run(folder: Path) -> Trained:
-    """A student's run with its teacher, or a teacher's.
+    """A finished student's run with its teacher, or a finished teacher's.
 
     Raises:
-        UserError: no run there, or a checkpoint that is missing, damaged or of another role.
+        UserError: no run there, an unfinished one, one whose files are missing, damaged or do not belong together, or
+            a student whose teacher has another head now.
     """
     args = read_args(folder)
     if "teacher" not in args:
         return _read(folder, args, "teacher")
-    return _read(folder, args, "student", read_teacher(args["teacher"]))
+    student = _read(folder, args, "student", read_teacher(args["teacher"]))
+    known, now = student.facts.get("teacher"), student.teacher.head_hash
+    if known is None:
+        print(f"note: {folder} was trained before runs recorded their teacher's head; it is taken on trust")
+    elif known != now:
+        raise UserError(
+            f"{folder}: was taught by another head than {student.teacher.folder} has now (hash {known[:12]}, now "
+            f"{now[:12]}); put that teacher back, or train the student again"
+        )
+    return student
 
 
 def read_teacher(folder: Path) -> Trained:
@@ -91,10 +120,25 @@ def read_teacher(folder: Path) -> Trained:
 
 
 def _read(folder: Path, args: dict, role: str, teacher: Trained | None = None) -> Trained:
+    lacking = [name for name, kind in NEEDED[role].items() if not isinstance(args.get(name), kind)]
+    if lacking:
+        raise UserError(f"{folder}/args.yaml: damaged, no usable {some(lacking)}; train that run again")
+    read_summary(folder)
     heads, facts = {}, {}
     for metric in SELECTED_BY[role]:
         file = Path(folder) / best_file(metric)
-        heads[metric], facts = load_head(file)
-        if facts.get("role") != role:
-            raise UserError(f"{file}: a {facts.get('role')}'s checkpoint, not a {role}'s")
+        heads[metric], own = load_head(file)
+        if own.get("role") != role:
+            raise UserError(f"{file}: a {own.get('role')}'s checkpoint, not a {role}'s")
+        _check_facts(file, own, facts)
+        facts = own
     return Trained(Path(folder), args, heads, facts, teacher)
+
+
+def _check_facts(file: Path, own: dict, others: dict) -> None:
+    backbone = own.get("backbone")
+    whole = isinstance(backbone, dict) and all(isinstance(backbone.get(k), str) for k in ("name", "features", "sha256"))
+    if not whole or not isinstance(own.get("data"), str):
+        raise UserError(f"{file}: incomplete checkpoint (no backbone or data in it); train that run again")
+    if any(key in others and own[key] != others[key] for key in ("config", "backbone", "data")):
+        raise UserError(f"{file}: belongs to another run than the checkpoint beside it; train that run again")

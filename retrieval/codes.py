@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.files import written_aside
+from utils.files import read_arrays, written_aside
 
 TRAINING_CODES = "train_codes.npz"  # in a run folder
 
@@ -59,9 +59,13 @@ def write_training_codes(run: Path, codes) -> None:
 
 
 def read_training_codes(run: Path) -> np.ndarray:
-    """The codes that a finished run wrote of its training images, int8 [n, b]."""
-    try:
-        with np.load(run / TRAINING_CODES, allow_pickle=False) as kept:
-            return unpack(kept["codes"], int(kept["bits"]))
-    except FileNotFoundError:
-        raise UserError(f"{run}: no {TRAINING_CODES}; is it a finished run?") from None
+    """The codes that a finished run wrote of its training images, int8 [n, b].
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    file = Path(run) / TRAINING_CODES
+    kept = read_arrays(file, codes=("u", 2), bits=("iu", 0))
+    if not 0 <= 8 * kept["codes"].shape[1] - kept["bits"] < 8:
+        raise UserError(f"{file}: damaged ({kept['codes'].shape[1]} bytes for {kept['bits']} bits); make it again")
+    return unpack(kept["codes"], int(kept["bits"]))

@@ -11,7 +11,9 @@ Under torchrun every process calls these functions with the same codes, searches
 the whole's result.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,11 @@ from scipy.special import gammaln
 
 from retrieval.codes import hamming_topk, pack, to_array
 from utils import distributed
+
+# Compiled code is kept beside this file or in the home folder; where neither can be written, it is compiled anew.
+CAN_CACHE = any(
+    os.access(p, os.W_OK) for p in (Path(__file__).parent / "__pycache__", Path(__file__).parent, Path.home())
+)
 
 DENOMINATORS = ("retrieved", "min", "total")
 TIES = ("stable", "expected")
@@ -86,7 +93,7 @@ def _popcount(typing, word):
     return word(word), generate
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True, cache=CAN_CACHE)
 def count_distances(query, database, query_labels, database_labels, bins):
     """int64 [q, bins, 2]: database items by Hamming distance and by whether they share a label bit; uint64 words."""
     counts = np.zeros((len(query), bins, 2), dtype=np.int64)
@@ -109,7 +116,7 @@ def count_distances(query, database, query_labels, database_labels, bins):
     return counts
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True, cache=CAN_CACHE)
 def count_shared(query_labels, database_labels, bins):
     """int64 [q, bins]: database items by how many label bits they share with each query; words are uint64."""
     counts = np.zeros((len(query_labels), bins), dtype=np.int64)

@@ -2,11 +2,13 @@
 unused entries until it fits.
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 import time
 from pathlib import Path
 
 from utils.cache import entries, prune
-from utils.errors import guarded
+from utils.errors import UserError
 from utils.options import Parser, parse_size
 
 
@@ -21,11 +23,13 @@ def _table(listed: list[dict]) -> str:
 
 def main() -> None:
     parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--list", action="store_true", help="show the entries, longest unused first")
     group.add_argument("--prune", type=parse_size, metavar="SIZE", help="delete longest unused entries down to SIZE")
     args = parser.parse_args()
+    if not args.cache_dir.is_dir():
+        raise UserError(f"--cache-dir {args.cache_dir}: no such folder")
     if args.list:
         print(_table(entries(args.cache_dir)))
     else:

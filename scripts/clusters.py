@@ -4,6 +4,8 @@ from a teacher's training codes alone, and prints how dense each cluster's mask 
 
 from pathlib import Path
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 import numpy as np
 from sklearn.metrics import silhouette_score
 from tqdm import tqdm
@@ -11,7 +13,6 @@ from tqdm import tqdm
 from losses.brcd import BRCDOptions
 from losses.masks import RULES, bit_masks, cluster_codes
 from retrieval.codes import read_training_codes
-from utils.errors import guarded
 from utils.figures import draw_cluster_numbers
 from utils.files import write_csv
 from utils.options import Parser, one_of, real, whole

@@ -4,6 +4,8 @@ Every cell is one run of distill.py and evaluate.py, as a user would type them; 
 done is skipped, one that was killed resumes. Used through scripts/compare.sh.
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 import importlib
 import multiprocessing
 import os
@@ -18,9 +20,13 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import distill
+import train_teacher
+from data.load import DATASETS
+from losses.hashing import HASHING
+from models.backbones import BACKBONES
 from scripts.report import read_rows, write_report
-from utils.errors import UserError, guarded
-from utils.options import Parser, view_count, whole
+from utils.errors import UserError
+from utils.options import Parser, one_of, view_count, whole
 
 # Flags that change which features a student needs; the first cell that needs some gets the whole machine.
 FEATURE_FLAGS = ("--bn", "--student-size", "--student-features", "--views")
@@ -92,9 +98,11 @@ def slug(method: str) -> str:
 
 def check_methods(args) -> None:
     """Raises UserError for a method or a flag that distill.py would refuse, before anything starts."""
+    required = ["--run-dir", "r"]
+    train_teacher.make_parser().parse_args([*required, *args.flags.split()])
+    required += ["--teacher", "t", *args.flags.split()]
     for method in args.methods:
         try:
-            required = ["--teacher", "t", "--run-dir", "r"]
             distill.make_parser().parse_args([*required, *args.student_flags.split(), "--method", *method.split()])
         except UserError as error:
             raise UserError(f"{method}: {error}") from None
@@ -173,11 +181,16 @@ def main() -> None:
     parser = Parser(__doc__.splitlines()[0])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--name", required=True, help="results/NAME and runs/NAME are written")
-    parser.add_argument("--dataset", default="digits", help="name of the data set")
+    parser.add_argument("--dataset", type=one_of(DATASETS), default="digits", help="name of the data set")
     parser.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
-    parser.add_argument("--teacher", default="efficientnet_lite2", help="backbone")
-    parser.add_argument("--teacher-hashing", default="cibhash", help="the teacher's objective")
-    parser.add_argument("--student", default="efficientnet_lite0", help="backbone")
+    parser.add_argument("--teacher", type=one_of(BACKBONES), default="efficientnet_lite2", help="backbone")
+    parser.add_argument(
+        "--teacher-hashing",
+        type=one_of((*HASHING, train_teacher.ITQ)),
+        default="cibhash",
+        help="the teacher's objective",
+    )
+    parser.add_argument("--student", type=one_of(BACKBONES), default="efficientnet_lite0", help="backbone")
     parser.add_argument("--flags", default="", help="for every run, teachers too, such as '--precision bfloat16'")
     parser.add_argument("--student-flags", default="", help="for every student, such as '--student-size 112'")
     parser.add_argument("--methods", nargs="+", required=True, help="each a method with flags: 'brcd --no-mask'")

@@ -15,7 +15,7 @@ for line in open("requirements.txt"):
 }
 
 PY=${PYTHON:-$(command -v python3 || command -v python || true)}
-if [ -z "$PY" ] || ! "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+if [ -z "$PY" ] || [ "$("$PY" -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)" != True ]; then
     echo "error: Python 3.11 or newer is needed; install it, or name one: PYTHON=/path/to/python sh $0" >&2
     exit 1
 fi

@@ -5,6 +5,8 @@
 ``--from DIR`` takes files fetched by hand (NAME or NAME.xz, as the messages name them) instead of the network.
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 import hashlib
 import lzma
 import tempfile
@@ -17,7 +19,7 @@ from torch.hub import download_url_to_file
 
 from data.lists import ImageList, read_list
 from data.protocols import PROTOCOLS
-from utils.errors import UserError, guarded
+from utils.errors import UserError
 from utils.files import written_aside
 from utils.options import Parser
 

@@ -3,6 +3,8 @@
 python -m scripts.make_shards --dataset folder --data-dir ROOT --out SHARDS
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 import os
 import tempfile
 from pathlib import Path
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from data.dataset import HashingData
 from data.load import add_data_arguments, load_data
 from data.shards import PARTS
-from utils.errors import UserError, guarded
+from utils.errors import UserError
 from utils.options import Parser, whole
 
 

@@ -4,15 +4,17 @@ A bit whose mean over a cluster is near 0 tells nothing about membership. Draws 
 and the student's codes of the training images, and prints the share below the margin.
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 from pathlib import Path
 
 import numpy as np
 
 from losses.masks import cluster_means
 from retrieval.codes import read_training_codes
-from utils.errors import UserError, guarded
+from utils.errors import UserError
 from utils.figures import draw_redundancy
-from utils.files import write_json
+from utils.files import read_arrays, write_json
 from utils.options import Parser
 from utils.runs import read_args
 
@@ -30,8 +32,8 @@ def main() -> None:
     run_args = read_args(args.run)
     if not (args.run / "clusters.npz").exists():
         raise UserError(f"{args.run}: no clusters.npz; only runs of --method brcd make clusters")
-    with np.load(args.run / "clusters.npz", allow_pickle=False) as kept:
-        labels, n_clusters = kept["labels"], len(kept["centroids"])
+    kept = read_arrays(args.run / "clusters.npz", labels=("iu", 1), centroids=("f", 2))
+    labels, n_clusters = kept["labels"], len(kept["centroids"])
     networks = {
         "teacher": redundancy(read_training_codes(Path(run_args["teacher"])), labels, n_clusters, run_args["margin"]),
         "student": redundancy(read_training_codes(args.run), labels, n_clusters, run_args["margin"]),

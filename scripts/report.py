@@ -6,6 +6,8 @@ sensitivity.png (BRCD's hyperparameters) and significance.csv (each method again
 rows come from is in runs.jsonl (arguments, environment, summary) and logs.csv (every epoch).
 """
 
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
 import json
 from pathlib import Path
 
@@ -15,10 +17,10 @@ import pandas as pd
 from losses.brcd import BRCDOptions
 from losses.methods import METHODS
 from utils import figures
-from utils.errors import UserError, guarded
-from utils.files import written_aside
+from utils.errors import UserError, first_line
+from utils.files import read_arrays, read_json, written_aside
 from utils.options import Parser
-from utils.runs import read_args, read_environment
+from utils.runs import read_args, read_environment, read_summary
 
 # A table is of one data set (by content), one set of queries and one pair of networks; its rows are methods.
 TABLE = ["dataset", "data", "queries", "k", "teacher", "student", "engine", "precision"]
@@ -41,15 +43,18 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
     """
     rows = []
     for file in dict.fromkeys(files):
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such file; evaluate.py --run RUN writes RUN/test.json")
         try:
-            result = json.loads(Path(file).read_text())
-            rows += [_row(result, setting, file) for setting in (*SETTINGS, "teacher") if setting in result]
-        except FileNotFoundError:
-            raise UserError(f"{file}: no such file; evaluate.py --run RUN writes RUN/test.json") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file}: not a result of evaluate.py ({error!r}); evaluate that run again") from None
-    if not rows:
-        raise UserError("no results in the files given")
+            result = read_json(file)
+            rows += [
+                _row(result, setting, file)
+                for setting in (*SETTINGS, "teacher")
+                if setting in result or setting == "teacher"
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{file}: not a result of evaluate.py ({why}); evaluate that run again") from None
     table = pd.DataFrame(rows)
     table["method"] = [label(*run) for run in zip(table["base"], table["options"], table["taught"], strict=True)]
     key = [*TABLE, "method", "bits", "setting", "seed"]
@@ -67,6 +72,16 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
 
 def _row(result: dict, setting: str, file: Path) -> dict:
     report, alone = result[setting], setting == "teacher"
+    measured = [*report["map"].values(), *report["precision_at"].values(), report["map_all"], report["ndcg"]]
+    if not all(isinstance(value, float | int) and 0 <= value <= 1 for value in measured):
+        raise ValueError(f"a metric of '{setting}' is no number from 0 to 1")
+    if not all(isinstance(result[key], int) for key in ("bits", "seed", "teacher_seed")):
+        raise ValueError("bits or a seed is no whole number")
+    if not all(isinstance(result[key], str) for key in ("method", "dataset", "queries", "teacher_backbone")):
+        raise ValueError("a name is no text")
+    curve = report["precision_recall"]
+    if len({len(curve[key]) for key in ("precision", "recall", "answered")}) != 1:
+        raise ValueError("its precision-recall curve is cut")
     hashing, size = result["teacher_hashing"], result.get("student_size")
     return {
         "dataset": result["dataset"],
@@ -223,8 +238,7 @@ def average_precisions(runs: pd.DataFrame, setting: str) -> dict[int, np.ndarray
     for seed, result in runs[["seed", "file"]].itertuples(index=False):
         file = Path(result).with_suffix(".npz")
         if file.exists():
-            with np.load(file, allow_pickle=False) as arrays:
-                kept[seed] = arrays[setting]
+            kept[seed] = read_arrays(file, **{setting: ("f", 1)})[setting]
     return kept
 
 
@@ -286,7 +300,7 @@ def write_records(rows: pd.DataFrame, out: Path) -> None:
     folders += dict.fromkeys(Path(teacher) for teacher in taught_by if teacher and Path(teacher) not in folders)
     runs, logs = [], []
     for folder in folders:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = read_summary(folder)
         runs.append(
             {"run": str(folder), **summary, "arguments": read_args(folder), "environment": read_environment(folder)}
         )
@@ -308,7 +322,7 @@ def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.nda
     for (setting, name), runs in longest.groupby(["setting", "method"]):
         curves = []
         for file in runs["file"]:
-            result = json.loads(Path(file).read_text())
+            result = read_json(file)
             curves.append(result["teacher" if name == "teacher" else setting]["precision_recall"])
         means = {key: np.mean([c[key] for c in curves], axis=0) for key in curves[0]}
         by_setting.setdefault(setting, {})[name] = means

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_an_interrupted_extraction_goes_on_and_torn_rows_are_never_read(tmp_path
     with open(entry / "features.bin", "ab") as file:
         file.write(b"\xff" * 5)  # what a power cut may leave
     if marked:
-        (entry / "rows.json").write_text(str(marked))
+        kept = (entry / "features.bin").read_bytes()[: marked * 3 * 2]
+        (entry / "rows.json").write_text(json.dumps({"rows": marked, "checksums": [zlib.crc32(kept)]}))
     calls = []
 
     def extract(start):
@@ -91,19 +93,50 @@ def test_an_interrupted_extraction_goes_on_and_torn_rows_are_never_read(tmp_path
     assert (cache.get({}, 20, 3, extract, "t")[:, 2] == np.arange(20)).all() and calls == [started]
 
 
+@pytest.mark.parametrize("marker", ["x", "10", "{}", '{"rows": 10, "checksums": []}', '{"rows": "a"}', "[1]", "-5"])
+def test_an_entry_without_its_marker_is_made_again(tmp_path, marker):
+    cache = FeatureCache(tmp_path)
+    cache.get({}, 10, 3, lambda start: rows_from(start, 10), "t")
+    (next(tmp_path.iterdir()) / "rows.json").write_text(marker)
+    assert (cache.get({}, 10, 3, lambda start: rows_from(start, 10), "t")[:, 0] == np.arange(10)).all()
+
+
+def flip(file, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda e: (e / "rows.json").write_text("x"),
-        lambda e: (e / "features.bin").write_bytes(b"12345"),
-        lambda e: (e / "features.bin").unlink(),
+        lambda file: file.write_bytes(b"12345"),
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(bytes(file.stat().st_size)),
+        lambda file: flip(file, 0),
+        lambda file: flip(file, -1),
     ],
 )
-def test_a_damaged_entry_is_made_again(tmp_path, damage):
+def test_damaged_features_are_refused_also_where_more_are_asked_for(tmp_path, damage, monkeypatch):
+    monkeypatch.setattr("utils.cache.BLOCK", 16)
     cache = FeatureCache(tmp_path)
     cache.get({}, 10, 3, lambda start: rows_from(start, 10), "t")
-    damage(next(tmp_path.iterdir()))
-    assert (cache.get({}, 10, 3, lambda start: rows_from(start, 10), "t")[:, 0] == np.arange(10)).all()
+    damage(next(tmp_path.glob("*/features.bin")))
+    for rows in (10, 12):
+        with pytest.raises(UserError, match=r"features\.bin: damaged; delete .*extracted again"):
+            cache.get({}, rows, 3, lambda start, rows=rows: rows_from(start, rows), "t")
+
+
+def test_blocks_are_checked_as_far_as_they_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.cache.BLOCK", 16)
+    cache = FeatureCache(tmp_path)
+    for rows in (3, 10, 31):  # an entry that grows keeps the checksums of its whole blocks
+        cache.get({}, rows, 3, lambda start, rows=rows: rows_from(start, rows), "t")
+    assert (cache.get({}, 31, 3, None, "t")[:, 1] == np.arange(31)).all()
+    flip(next(tmp_path.glob("*/features.bin")), -1)
+    assert (cache.get({}, 20, 3, None, "t")[:, 1] == np.arange(20)).all()
+    with pytest.raises(UserError, match="damaged"):
+        cache.get({}, 31, 3, None, "t")
 
 
 def test_two_processes_extract_once(tmp_path):
@@ -126,7 +159,9 @@ def test_two_processes_extract_once(tmp_path):
 def test_not_finite_features_stop_with_a_reason(tmp_path):
     with pytest.raises(UserError, match="NaN or infinite"):
         FeatureCache(tmp_path).get({}, 4, 3, lambda start: [torch.full((4, 3), float("nan"))], "t")
-    assert json.loads(next(tmp_path.glob("*/facts.json")).read_text()) == {} and not list(tmp_path.glob("*/rows.json"))
+    assert json.loads(next(tmp_path.glob("*/facts.json")).read_text()) == {"title": "t"} and not list(
+        tmp_path.glob("*/rows.json")
+    )
 
 
 def test_prune_deletes_the_longest_unused_first(tmp_path):

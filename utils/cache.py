@@ -6,19 +6,22 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError
-from utils.files import file_lock, write_json, written_aside
+from utils.errors import UserError, naming
+from utils.files import file_lock, read_json, write_json, written_aside
 
 CHECKPOINT_SECONDS = 10  # work that a kill may cost an extraction
 DTYPE = np.float16
+BLOCK = 1 << 22  # bytes a checksum
 
 
 class FeatureCache:
@@ -26,7 +29,8 @@ class FeatureCache:
 
     An entry grows row by row and counts as complete up to what ``rows.json`` says, which is written after the rows
     are on the disk; so a half-written entry is never read, and an interrupted extraction goes on where it was.
-    More rows of the same facts (more views of a bank) are appended to the entry that has fewer.
+    More rows of the same facts (more views of a bank) are appended to the entry that has fewer. ``rows.json`` also
+    holds a checksum a block, and what a run opens is checked once.
     """
 
     def __init__(self, folder: Path, limit: int | None = None):
@@ -40,64 +44,123 @@ class FeatureCache:
         Args:
             facts: everything the values depend on, as plain values.
             extract: called with the first missing row; yields feature batches from there on.
-            title: of the progress bar.
+            title: of the progress bar, and what a listing of the cache shows.
+
+        Raises:
+            UserError: the entry is damaged, or not all processes see it.
         """
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-        entry = self.folder / name
-        entry.mkdir(parents=True, exist_ok=True)
-        data = entry / "features.bin"
-        if not all(distributed.gather(self._complete(entry, dim) >= rows)):
+        entry = Entry(self.folder / name, dim)
+        entry.folder.mkdir(parents=True, exist_ok=True)
+        if not all(distributed.gather(entry.rows >= rows)):
             if distributed.is_first():
-                with file_lock(entry / "lock"):  # of several runs one extracts, the others wait
-                    start = distributed.from_first(self._complete(entry, dim))
+                with file_lock(entry.folder / "lock"):  # of several runs one extracts, the others wait
+                    start = distributed.from_first(entry.rows)
                     if start < rows:
-                        write_json(entry / "facts.json", facts)
-                        self._append(data, entry / "rows.json", start, rows, dim, extract, title)
+                        entry.check(start)
+                        write_json(entry.folder / "facts.json", {"title": title, **facts})
+                        entry.append(start, rows, extract, title)
             elif (start := distributed.from_first(None)) < rows:
                 for _ in extract(start):  # rank 0 writes
                     pass
             distributed.from_first(None)  # all wait until rank 0 has written
-            if min(distributed.gather(self._complete(entry, dim))) < rows:
-                raise UserError(f"{entry}: not every process sees it; put --cache-dir on storage that all share")
-        os.utime(entry)
+            if min(distributed.gather(entry.rows)) < rows:
+                raise UserError(f"{entry.folder}: not every process sees it; put --cache-dir on storage that all share")
+        entry.check(rows)
+        os.utime(entry.folder)
         if self.limit is not None and distributed.is_first():
             prune(self.folder, self.limit, keep=name)
-        return np.memmap(data, dtype=DTYPE, mode="r", shape=(rows, dim))
+        return np.memmap(entry.data, dtype=DTYPE, mode="r", shape=(rows, dim))
 
-    @staticmethod
-    def _complete(entry: Path, dim: int) -> int:
+
+class Entry:
+    """One array of the cache: features.bin, and rows.json with the number of its rows and its blocks' checksums."""
+
+    checked: ClassVar[dict[Path, tuple]] = {}  # state when checked, and how many bytes were
+
+    def __init__(self, folder: Path, dim: int):
+        self.folder, self.width = folder, dim * DTYPE().itemsize
+        self.data, self.marker = folder / "features.bin", folder / "rows.json"
+
+    def known(self) -> tuple[int, list[int]]:
+        """(rows, checksums); an entry whose marker is missing, damaged or without checksums is begun again."""
         try:
-            rows = json.loads((entry / "rows.json").read_text())
-            there = (entry / "features.bin").stat().st_size // (dim * DTYPE().itemsize)
-            return min(int(rows), there)
-        except (FileNotFoundError, ValueError):
-            return 0
+            marker = json.loads(self.marker.read_text())
+            rows, sums = marker["rows"], marker["checksums"]
+            if isinstance(rows, int) and len(sums) == -(-rows * self.width // BLOCK):
+                return rows, sums
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        return 0, []
 
-    @staticmethod
-    def _append(data: Path, marker: Path, start: int, rows: int, dim: int, extract, title: str) -> None:
+    @property
+    def rows(self) -> int:
+        return self.known()[0]
+
+    def state(self) -> tuple[int, int] | None:
+        try:
+            stat = self.data.stat()
+            return stat.st_size, stat.st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def check(self, rows: int) -> None:
+        """Raises UserError unless the blocks that hold the first ``rows`` rows are as they were written."""
+        state, (before, size) = self.state(), self.checked.get(self.data, (None, 0))
+        if state and state == before and size >= rows * self.width:
+            return
+        known, sums = self.known()
+        blocks = -(-rows * self.width // BLOCK)
+        stop = min(blocks * BLOCK, known * self.width)
+        there = checksums(self.data, 0, stop) if state else None
+        if there != sums[:blocks] and blocks:
+            raise UserError(f"{self.data}: damaged; delete {self.folder}, and its features are extracted again")
+        self.checked[self.data] = state, rows * self.width
+
+    def append(self, start: int, rows: int, extract: Callable[[int], Iterable[torch.Tensor]], title: str) -> None:
+        sums = self.known()[1][: start * self.width // BLOCK]  # of whole blocks
+
         def mark(file, count: int) -> None:
             file.flush()
             os.fsync(file.fileno())
-            with written_aside(marker, "w") as out:
-                out.write(str(count))
+            size = count * self.width
+            now = sums + checksums(self.data, len(sums) * BLOCK, size)
+            sums[:] = now[: size // BLOCK]
+            with written_aside(self.marker, "w") as out:
+                json.dump({"rows": count, "checksums": now}, out)
 
-        with open(data, "ab") as file, tqdm(total=rows, initial=start, desc=title, unit="img") as bar:
-            file.truncate(start * dim * DTYPE().itemsize)
+        with (
+            naming(self.data),
+            open(self.data, "ab") as file,
+            tqdm(total=rows, initial=start, desc=title, unit="img") as bar,
+        ):
+            file.truncate(start * self.width)
             done, last = start, time.monotonic()
             for features in extract(start):
-                if not torch.isfinite(features).all():
+                values = features.cpu().numpy().astype(DTYPE)
+                if not np.isfinite(values).all():
                     raise UserError(
                         f"{title}: the backbone gave NaN or infinite features; check its weights and "
                         "--precision float32"
                     )
-                file.write(features.cpu().numpy().astype(DTYPE).tobytes())
-                done += len(features)
-                bar.update(len(features))
+                file.write(values.tobytes())
+                done += len(values)
+                bar.update(len(values))
                 if time.monotonic() - last > CHECKPOINT_SECONDS:
                     mark(file, done)
                     last = time.monotonic()
             assert done == rows, f"{title}: {done} rows came, {rows} were asked for"
             mark(file, done)
+
+
+def checksums(file: Path, start: int, stop: int) -> list[int]:
+    """CRC-32 of each block of bytes start..stop; of fewer if the file is shorter."""
+    sums = []
+    with open(file, "rb") as content:
+        content.seek(start)
+        for first in range(start, stop, BLOCK):
+            sums.append(zlib.crc32(content.read(min(BLOCK, stop - first))))
+    return sums
 
 
 def entries(folder: Path) -> list[dict]:
@@ -111,10 +174,17 @@ def entries(folder: Path) -> list[dict]:
                 "name": entry.name,
                 "bytes": data.stat().st_size if data.exists() else 0,
                 "used": entry.stat().st_mtime,
-                "facts": json.loads(facts.read_text()),
+                "facts": _facts(facts),
             }
         )
     return sorted(listed, key=lambda e: e["used"])
+
+
+def _facts(file: Path) -> dict:
+    try:
+        return read_json(file)
+    except UserError:
+        return {"title": "damaged facts.json"}
 
 
 def prune(folder: Path, limit: int, keep: str | None = None) -> list[dict]:

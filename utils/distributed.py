@@ -29,8 +29,17 @@ PATIENCE = datetime.timedelta(days=7)  # another run may be extracting what this
 
 def start() -> None:
     """Join the other processes, if torchrun started some; all but rank 0 fall silent."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
         return
+    numbers, addresses = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
+    lacking = [name for name in numbers if not os.environ.get(name, "").isdigit()]
+    lacking += [name for name in addresses if name not in os.environ]
+    if lacking:
+        raise UserError(
+            f"WORLD_SIZE is {world} and {', '.join(lacking)} missing or no number: start several processes by "
+            "torchrun, or unset WORLD_SIZE"
+        )
     dist.init_process_group("gloo", timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     if not is_first():

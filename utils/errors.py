@@ -1,14 +1,65 @@
 """One way to tell a user what went wrong: one line, no traceback, exit status not 0."""
 
+import contextlib
 import errno
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+REASONS = {
+    errno.ENOSPC: "no space is left on the disk; free some, or put --run-dir and --cache-dir elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some, or put --run-dir and --cache-dir elsewhere",
+    errno.EROFS: "that folder is read-only; choose another --run-dir or --cache-dir",
+    errno.EACCES: "permission denied; choose another folder or change its permissions",
+}
 
 
 class UserError(Exception):
     """A mistake or a condition that the user can mend; the message says what, where and what to do."""
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the operating system that name no file get ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def first_line(error: Exception | str, most: int = 200) -> str:
+    """What an error says, short enough for a line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
+def some(names, most: int = 5) -> str:
+    """The first of many, and how many more: for messages that stay one readable line."""
+    names = list(map(str, names))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _say_interrupted() -> int:
+    """Ctrl-C: one line, and the exit status that shells expect. A second one can't disturb the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("\ninterrupted: everything written so far is whole; --resume goes on from there", file=sys.stderr, flush=True)
+    return 128 + signal.SIGINT
+
+
+def _uncaught(kind, error, trace) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        os._exit(_say_interrupted())
+    sys.__excepthook__(kind, error, trace)
+
+
+# Commands import this module first, so that Ctrl-C while they import the rest is one line too.
+sys.excepthook = _uncaught
 
 
 def guarded(main: Callable[[], None]) -> None:
@@ -20,25 +71,21 @@ def guarded(main: Callable[[], None]) -> None:
             threading.__excepthook__(failure)
 
     threading.excepthook = hook
+    for stream in (sys.stdout, sys.stderr):  # names of any bytes, terminals of any encoding
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        print("\ninterrupted: everything written so far is whole; --resume goes on from there", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_say_interrupted())
     except BrokenPipeError:
         # The reader of a pipe has gone (`... | head`): nothing is left to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        reasons = {
-            errno.ENOSPC: "no space is left on the disk; free some, or put --run-dir and --cache-dir elsewhere",
-            errno.EDQUOT: "the disk quota is used up; free some, or put --run-dir and --cache-dir elsewhere",
-            errno.EROFS: "that folder is read-only; choose another --run-dir or --cache-dir",
-            errno.EACCES: "permission denied; choose another folder or change its permissions",
-        }
         if error.errno is None:
             raise
         where = os.fsdecode(error.filename) if error.filename else "writing a file"
-        sys.exit(f"error: {where}: {reasons.get(error.errno, error.strerror)}")
+        sys.exit(f"error: {where}: {REASONS.get(error.errno, error.strerror)}")

@@ -7,32 +7,39 @@ import io
 import json
 import os
 import pickle
+import struct
 import tempfile
+import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, naming
+
+TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # whatever the locale; file names may be any bytes
 
 
 @contextlib.contextmanager
 def written_aside(path: Path, mode: str = "wb") -> Iterator:
-    """Open a file that appears at ``path`` whole or not at all, also when the power goes."""
+    """Open a file that appears at ``path`` whole or not at all, also when the power goes; text is UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    with naming(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, mode, **({} if "b" in mode else TEXT)) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
 
 
 @contextlib.contextmanager
@@ -85,28 +92,96 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def read_checkpoint(path: Path, kind: str) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON object.
+
+    Raises:
+        UserError: missing, damaged, or no object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, RecursionError):  # also what is not UTF-8
+        pass
+    raise UserError(f"{path}: damaged; delete it, and the command that made it writes it again")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that ``write_csv`` wrote.
+
+    Raises:
+        UserError: damaged: no rows, or rows of another width than the header.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (csv.Error, ValueError) as error:
+        raise _damaged(path, error) from None
+    if not rows or any(None in row or None in row.values() for row in rows):
+        raise _damaged(path, "a row is cut")
+    return rows
+
+
+def read_arrays(path: Path, **shapes: tuple) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file, which carries a checksum for each.
+
+    Args:
+        shapes: for each array that is needed its dtype's kind ("iu", "f", ...) and number of dimensions.
+
+    Raises:
+        UserError: missing, damaged, or other arrays than those.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in shapes}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is it a finished run?") from None
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, OSError, NotImplementedError) as error:
+        raise _damaged(path, error) from None
+    except (BadZipFile, zlib.error, SyntaxError, MemoryError, OverflowError, RuntimeError, struct.error) as error:
+        raise _damaged(path, error) from None
+    for name, (kinds, dimensions) in shapes.items():
+        array = arrays[name]
+        if array.dtype.kind not in kinds or array.ndim != dimensions:
+            raise _damaged(path, f"'{name}' is {array.dtype} with {array.ndim} dimensions")
+    return arrays
+
+
+def _damaged(path: Path, why) -> UserError:
+    return UserError(f"{path}: damaged ({type(why).__name__ if isinstance(why, Exception) else why}); make it again")
+
+
+def read_checkpoint(path: Path, kind: str, version: int | None = None) -> dict:
     """A checkpoint of this project as a dict of plain values and tensors.
 
     Raises:
-        UserError: missing, truncated, not ours, of another kind, or holding objects that would run code.
+        UserError: missing, truncated, not ours, of another kind or version, or holding objects that would run code.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles: they are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; has its training run finished a validation?") from None
+    except PermissionError:
+        raise
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: not loaded, for it holds more than tensors and plain values (or is damaged); "
             "only checkpoints that this project wrote are read"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, BadZipFile) as error:
+    except Exception as error:  # a damaged file makes torch.load raise a dozen kinds, OSError among them
         raise UserError(
             f"{path}: truncated or no checkpoint ({type(error).__name__}); train again, or copy it again"
         ) from None
-    kind_there = content.get("kind") if isinstance(content, dict) else None
-    if kind_there != kind:
+    there = content.get("kind") if isinstance(content, dict) else None
+    if there != kind:
         raise UserError(
-            f"{path}: a checkpoint of kind '{kind}' is needed, this is {kind_there or 'no file of this project'}"
+            f"{path}: a checkpoint of kind '{kind}' is needed, this is {there or 'no file of this project'}"
         )
+    if version is not None and content.get("format") != version:
+        raise UserError(f"{path}: of format {content.get('format')}, this code reads format {version}")
     return content

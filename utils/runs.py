@@ -1,9 +1,11 @@
 """Run folders: arguments, environment, log and summary."""
 
-import json
+import contextlib
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ import yaml
 
 from utils import distributed
 from utils.errors import UserError
-from utils.files import held_alone, write_csv, write_json, written_aside
+from utils.files import held_alone, read_json, write_csv, write_json, written_aside
 
 # Arguments that may differ when a run is resumed, since its result does not depend on them.
 FREE = {"resume", "run_dir", "cache_dir", "cache_limit", "data_dir", "workers"}
@@ -64,10 +66,14 @@ class Run:
                 raise UserError(
                     f"{self.folder}: holds this run already; go on with --resume, or choose another --run-dir"
                 )
+        elif self.folder.is_symlink() and not self.folder.exists():
+            raise UserError(f"{self.folder}: a link to nothing; remove it, or choose another --run-dir")
         elif self.folder.exists() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
             raise UserError(f"{self.folder}: is not empty and holds no run (no args.yaml); choose another --run-dir")
+        self.new = not known.exists()
+        self._made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]  # by us, innermost first
         self._lock = held_alone(self.folder)
-        if not known.exists():
+        if self.new:
             with written_aside(known, "w") as file:
                 yaml.safe_dump(plain, file)
         for torn in self.folder.glob(".*.*"):  # what a killed process was writing aside
@@ -76,11 +82,7 @@ class Run:
             write_json(self.path("environment.json"), environment())
 
     def _same_arguments(self, known: Path, now: dict) -> None:
-        try:
-            before = yaml.safe_load(known.read_text())
-            assert isinstance(before, dict)
-        except (yaml.YAMLError, AssertionError, UnicodeDecodeError):
-            raise UserError(f"{known}: damaged; choose another --run-dir") from None
+        before = read_args(self.folder)
         other = [
             f"{k}: {before.get(k)!r} there, {now.get(k)!r} now"
             for k in sorted(before.keys() | now.keys())
@@ -91,6 +93,19 @@ class Run:
                 f"{self.folder}: holds a run with other arguments ({'; '.join(other)}); choose another --run-dir"
             )
 
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """What is refused in here, before training starts, leaves no folder that was not there before."""
+        try:
+            yield
+        except UserError:
+            if self.new:
+                shutil.rmtree(self.folder)
+                with contextlib.suppress(OSError):  # somebody else's by now
+                    for parent in self._made[1:]:
+                        parent.rmdir()
+            raise
+
     def path(self, name: str) -> Path:
         return self.folder / name
 
@@ -98,29 +113,46 @@ class Run:
         write_csv(self.path("log.csv"), self.rows)
 
     def finish(self, summary: dict) -> None:
-        """The run's last file: it is there only when all others are."""
+        """The run's last file: it is there only when all others are. Nothing will be resumed any more."""
         write_json(self.path("summary.json"), summary)
+        self.path("last.pt").unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
-        return distributed.from_first(self.path("summary.json").exists())
+        return distributed.from_first(self.path("summary.json").exists() and bool(read_summary(self.folder)))
+
+
+def read_summary(folder: Path) -> dict:
+    """How a finished run ended.
+
+    Raises:
+        UserError: it has not, or the file is damaged.
+    """
+    file = Path(folder) / "summary.json"
+    if not file.exists():
+        raise UserError(f"{folder}: not finished (no summary.json); go on with it by --resume")
+    summary = read_json(file)
+    if not isinstance(summary.get("best"), dict) or not isinstance(summary.get("epochs"), int):
+        raise UserError(f"{file}: damaged; delete it and go on with that run by --resume")
+    return summary
 
 
 def read_args(folder: Path) -> dict:
     """The arguments of a run.
 
     Raises:
-        UserError: no run there.
+        UserError: no run there, or a damaged file.
     """
+    file = Path(folder) / "args.yaml"
     try:
-        args = yaml.safe_load((Path(folder) / "args.yaml").read_text())
-        if not isinstance(args, dict):
-            raise yaml.YAMLError
-        return args
+        args = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(args, dict) and all(isinstance(name, str) for name in args):
+            return args
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: no run folder (no args.yaml in it)") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{folder}/args.yaml: damaged; train that run again") from None
+    except (yaml.YAMLError, ValueError, RecursionError):  # also what is not UTF-8
+        pass
+    raise UserError(f"{file}: damaged; train that run again in another folder")
 
 
 def read_environment(folder: Path) -> dict:
@@ -130,7 +162,7 @@ def read_environment(folder: Path) -> dict:
         UserError: the file is missing or damaged.
     """
     file = Path(folder) / "environment.json"
-    try:
-        return json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{file}: missing or damaged; resume that run, and it is written again") from None
+    known = read_json(file)
+    if not all(isinstance(known.get(key), str) for key in ("commit", "command")):
+        raise UserError(f"{file}: damaged; delete it and resume that run, and it is written again")
+    return known

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import read_checkpoint, save_atomically
 from utils.options import real, whole
 from utils.runs import Run
@@ -79,9 +79,12 @@ def fit(
     last = run.path("last.pt")
     state = distributed.from_first(read_checkpoint(last, KIND) if last.exists() else None)
     if state is not None:
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        best, stale, first, seconds, run.rows = (state[k] for k in ("best", "stale", "epoch", "seconds", "rows"))
+        try:
+            module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            best, stale, first, seconds, run.rows = (state[k] for k in ("best", "stale", "epoch", "seconds", "rows"))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{last}: incomplete ({first_line(error)}); delete it to begin that run again") from None
         print(f"resuming after epoch {first}")
     stopped = stale > schedule.patience
     started = saved = time.monotonic()
