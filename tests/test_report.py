@@ -207,7 +207,7 @@ def test_the_records_hold_arguments_and_epochs_of_students_and_teachers(tmp_path
     for folder, args in ((file.parent, {"teacher": str(tmp_path / "t"), "lr": 0.1}), (tmp_path / "t", {"lr": 0.2})):
         folder.mkdir(exist_ok=True)
         (folder / "args.yaml").write_text(yaml.safe_dump(args))
-        (folder / "environment.json").write_text('{"commit": "c"}')
+        (folder / "environment.json").write_text('{"commit": "c", "command": "x"}')
         (folder / "summary.json").write_text('{"best": {}, "epochs": 2}')
         (folder / "log.csv").write_text("epoch,loss\n1,3.5\n2,2.5\n")
     write_report(read_rows([file]), tmp_path / "out")
