@@ -17,11 +17,12 @@ class HashingData:
     Attributes:
         source: where the pixels come from.
         labels: uint8 [n, L] of 0/1; one 1 a row for single-label sets. Never used in training, only to judge.
-        k: the field's cut-off for mAP@k on this set.
+        k: the field's cut-off for mAP@k on this set, or the size of a smaller database.
         crop: False resizes to size x size for evaluation; True resizes the short side, then crops the centre.
         val_database: what validation queries search; the database, unless they were taken out of it.
         decoded: every image was decoded while loading, or never needs to be.
         flip: whether a mirrored image means the same (photographs yes, digits no).
+        title: what tables and figures call it: the name, and of one's own images which.
     """
 
     name: str
@@ -38,10 +39,13 @@ class HashingData:
     val_database: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     decoded: bool = False
+    title: str = ""
 
     def __post_init__(self):
         if self.val_database is None:
             object.__setattr__(self, "val_database", self.database)
+        object.__setattr__(self, "title", self.title or self.name)
+        object.__setattr__(self, "k", min(self.k, len(self.database)))
         for part in ("train", "database", "val", "test"):
             if len(getattr(self, part)) == 0:
                 raise UserError(f"data set {self.name}: its {part} part is empty; add images or change the split")
@@ -63,4 +67,53 @@ class HashingData:
 
 def one_hot(classes: np.ndarray, n_classes: int) -> np.ndarray:
     """Class numbers [n] as uint8 [n, n_classes]."""
-    return np.eye(n_classes, dtype=np.uint8)[classes]
+    rows = np.zeros((len(classes), n_classes), dtype=np.uint8)
+    rows[np.arange(len(classes)), classes] = 1
+    return rows
+
+
+def remarks(data: HashingData) -> list[str]:
+    """What makes a data set's numbers mean little, in words."""
+    found, labels = [], data.labels
+    if len(data.train) == 1:
+        found.append("one training image: nothing to tell apart")
+    if labels.shape[1] == 1 and 0 < labels.sum() < len(labels):
+        found.append("one 0/1 column is ONE label, and 0 is no label; two classes are written as rows '1 0' and '0 1'")
+    asked, searched = labels[data.test], labels[data.database]
+    if not asked[:, searched.any(axis=0)].any():
+        found.append("no test query shares a label with any database image: mAP is 0, whatever the codes")
+    elif asked[:, searched.all(axis=0)].any(axis=1).all():
+        found.append("every test query shares a label with every database image: mAP is 1, whatever the codes")
+    return found
+
+
+def without_shared_content(
+    source: ImageSource, parts: dict[str, np.ndarray], drop: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Parts without images of the same content as a query, and notes of how many went; refused unless ``drop``.
+
+    Test images are looked for among the validation queries, both among the images to search and to train on.
+
+    Raises:
+        UserError: there are such images, and ``drop`` is False.
+    """
+    parts, notes, searched = dict(parts), [], parts["database"]
+    content = np.ascontiguousarray(source.digests).view("S32")[:, 0]
+    for part, asking in (("val", ("test",)), ("database", ("test", "val")), ("train", ("test", "val"))):
+        if part == "train" and parts["train"] is searched:
+            parts["train"] = parts["database"]
+        queries = np.concatenate([parts[p] for p in asking])
+        shared = np.isin(content[parts[part]], content[queries])
+        if not shared.any():
+            continue
+        first = parts[part][shared.argmax()]
+        query = queries[(content[queries] == content[first]).argmax()]
+        what = (
+            f"{shared.sum()} {part} images are {' or '.join(asking)} queries too, by content: "
+            f"{source.names[first]} is {source.names[query]}"
+        )
+        if not drop:
+            raise UserError(f"{what}; remove one of each, or drop them from {part} with --drop-leaks")
+        parts[part] = parts[part][~shared]
+        notes.append(f"dropped from {part}: {what}")
+    return parts, notes

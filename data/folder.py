@@ -1,30 +1,116 @@
-"""Anybody's own images: ROOT/{database,query}/CLASS/*, or ROOT/CLASS/* split by a seed."""
+"""Anybody's own images: parts with class folders inside (ROOT/train/CLASS/*, ROOT/val/CLASS/*), or class folders split
+by a seed (ROOT/CLASS/*).
+"""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
-from data.dataset import HashingData, one_hot
+from data.dataset import HashingData, one_hot, without_shared_content
 from data.sources import IMAGE_SUFFIXES, FileImages, broken_images
 from utils.errors import UserError
 from utils.seeds import seed_of
 
 QUERY_SHARE = 0.2  # of each class, where the folder has no split of its own; half validates, half asks
 NAMED_AT_MOST = 5  # broken files named in one message
+# What people call the parts, in any case. Without validation queries of their own, half of those that ask validate.
+PART_NAMES = {
+    **dict.fromkeys(("database", "gallery", "train"), "database"),
+    **dict.fromkeys(("query", "queries", "test"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
+LAYOUT = (
+    "ROOT/CLASS/*.jpg, or ROOT/database/CLASS/*.jpg (gallery, train) and ROOT/query/CLASS/*.jpg (queries, test, val)"
+)
 
 
-def _class_folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _listing(folder: Path | str) -> tuple[list[str], list[str]]:
+    """(folders, files) in a folder, sorted, links to folders among the folders; images that are no files are refused.
+
+    Raises:
+        UserError: it can't be read, or holds a link to nothing.
+    """
+
+    def refuse(error: OSError):
+        raise UserError(f"{error.filename}: can't be read ({error.strerror}); change its permissions or remove it")
+
+    _, folders, files = next(os.walk(folder, onerror=refuse))
+    for name in files:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path) and (os.path.islink(path) or _is_image(name)):
+            raise UserError(f"{path}: a link to nothing, or no regular file; mend or remove it")
+    return sorted(folders), sorted(files)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _class_folders(top: Path) -> list[Path]:
+    return [top / name for name in _listing(top)[0] if not name.startswith(".")]
+
+
+def _images(folder: str, seen: set[str]) -> list[str]:
+    """Paths of the images below a folder. Links to folders are followed; a real folder in ``seen`` is not met again."""
+    folders, files = _listing(folder)
+    found = [os.path.join(folder, name) for name in files if _is_image(name)]
+    for path in (os.path.join(folder, name) for name in folders):
+        if (real := os.path.realpath(path)) not in seen:
+            seen.add(real)
+            found += _images(path, seen)
+    return found
 
 
 def _files(root: Path, top: Path) -> list[tuple[str, str]]:
-    """(path relative to root, class) of every image below ``top``/CLASS, sorted."""
+    """(path relative to root, class) of every image below ``top``/CLASS, class by class, each sorted."""
+    folders = _class_folders(top)
+    # Not to be met by links inside a class: they would mix classes, or never end.
+    outside = {os.path.realpath(folder) for folder in (*folders, top, root, *root.resolve().parents)}
     return [
-        (path.relative_to(root).as_posix(), folder.name)
-        for folder in _class_folders(top)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        (Path(path).relative_to(root).as_posix(), folder.name)
+        for folder in folders
+        for path in sorted(map(Path, _images(str(folder), set(outside))))
     ]
+
+
+def _parts_of(root: Path) -> dict[str, Path]:
+    """{"database", "test", "val": folder} of a folder that is split by its owner; empty where it is not.
+
+    Raises:
+        UserError: half a split, or two folders for one part.
+    """
+    folders = _class_folders(root)
+    named = [folder for folder in folders if folder.name.lower() in PART_NAMES]
+    if not named:
+        return {}
+    words = ", ".join(folder.name for folder in named)
+    others = [folder.name for folder in folders if folder not in named]
+    if others:
+        # A class may be called "train": its folder holds images. A part holds folders.
+        halves = [f.name for f in named if (inside := _listing(f))[0] and not any(map(_is_image, inside[1]))]
+        if halves:
+            raise UserError(
+                f"{root}: {', '.join(halves)} look like parts of a split, {', '.join(others[:NAMED_AT_MOST])} beside "
+                f"them like classes; images lie as {LAYOUT}"
+            )
+        return {}
+    parts: dict[str, Path] = {}
+    for folder in named:
+        other = parts.setdefault(PART_NAMES[folder.name.lower()], folder)
+        if other is not folder:
+            raise UserError(f"{root}: {other.name} and {folder.name} both name one part; keep one, or join them")
+    missing = [
+        f"{what} with CLASS folders inside"
+        for names, what in (
+            (("database",), "database (gallery, train)"),
+            (("test", "val"), "query (queries, test, val)"),
+        )
+        if not any(_class_folders(parts[name]) for name in names if name in parts)
+    ]
+    if missing:
+        raise UserError(f"{root}: has {words}, but no {' and no '.join(missing)}; images lie as {LAYOUT}")
+    return parts
 
 
 def _drop_broken(root: Path, files: list[tuple[str, str]], skip: bool) -> tuple[list[tuple[str, str]], list[str]]:
@@ -53,65 +139,71 @@ def _split_by_seed(classes: np.ndarray, draw: np.random.RandomState) -> tuple[np
     return np.sort(np.concatenate(database)), np.concatenate(queries)
 
 
-def load(data_dir: Path, skip_broken: bool = False, seed: int = 0) -> HashingData:
+def load(
+    data_dir: Path, skip_broken: bool = False, seed: int = 0, drop_leaks: bool = False, cache_dir: Path | None = None
+) -> HashingData:
     """A folder of images, one subfolder a class; training uses the whole database part and none of its labels.
 
     Args:
-        data_dir: ROOT with ``database`` and ``query`` inside, or with the class folders themselves.
+        data_dir: ROOT with the parts inside (``PART_NAMES``), or with the class folders themselves.
         skip_broken: leave out files that do not decode instead of refusing.
         seed: of the split into database and queries and of the queries' halving into validation and test.
+        drop_leaks: leave images that are queries too out of the database instead of refusing.
+        cache_dir: where the files' digests are kept.
 
     Raises:
-        UserError: no such folder, no images, broken images, or too few to split.
+        UserError: no such folder, no images, broken images, too few to split, half a split, or queries in the database.
     """
     root = Path(data_dir)
     if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; --data-dir takes ROOT with database/CLASS and query/CLASS inside, "
-            "or with CLASS folders"
-        )
-    own_split = (root / "database").is_dir() and (root / "query").is_dir()
-    files = _files(root, root / "database") + _files(root, root / "query") if own_split else _files(root, root)
+        raise UserError(f"{root}: no such folder; --data-dir takes ROOT with images as {LAYOUT}")
+    folders = _parts_of(root)
+    files = [file for top in folders.values() for file in _files(root, top)] if folders else _files(root, root)
     if not files:
         raise UserError(
-            f"{root}: no images in it; images ({', '.join(sorted(IMAGE_SUFFIXES))}) lie one folder a "
-            "class: ROOT/CLASS/*.jpg, or ROOT/database/CLASS/*.jpg and ROOT/query/CLASS/*.jpg"
+            f"{root}: no images in it; images ({', '.join(sorted(IMAGE_SUFFIXES))}) lie one folder a class: {LAYOUT}"
         )
     files, notes = _drop_broken(root, files, skip_broken)
     if not files:
         raise UserError(f"{root}: no image in it can be read")
     names = [name for name, _ in files]
     class_names = sorted({c for _, c in files})
-    classes = np.array([class_names.index(c) for _, c in files])
+    number = {name: c for c, name in enumerate(class_names)}
+    classes = np.array([number[c] for _, c in files])
 
     draw = np.random.RandomState(seed_of("folder split", seed) % 2**32)
-    if own_split:
-        asks = np.array([name.startswith("query/") for name in names])
-        database, queries = np.flatnonzero(~asks), np.flatnonzero(asks)
-        unseen = sorted({class_names[c] for c in set(classes[queries]) - set(classes[database])})
+    if folders:
+        part_of = {folder.name: part for part, folder in folders.items()}
+        part = np.array([part_of[name.split("/", 1)[0]] for name in names])
+        database, test, val = (np.flatnonzero(part == p) for p in ("database", "test", "val"))
+        unseen = sorted({class_names[c] for c in set(np.delete(classes, database)) - set(classes[database])})
         if unseen:
             notes.append(f"query classes with no image in the database (their AP is 0): {', '.join(unseen)}")
     else:
-        database, queries = _split_by_seed(classes, draw)
+        database, test = _split_by_seed(classes, draw)
+        val = test[:0]
         single = [class_names[c] for c in np.flatnonzero(np.bincount(classes) == 1)]
         if single:
             notes.append(f"classes with one image, kept in the database, never a query: {', '.join(single)}")
-    if len(queries) < 2 or len(database) < 2:
+    if len(test) + len(val) < 2 or len(database) < 2:
         raise UserError(
-            f"{root}: {len(database)} database and {len(queries)} query images; at least 2 of each are "
+            f"{root}: {len(database)} database and {len(test) + len(val)} query images; at least 2 of each are "
             "needed (queries are halved into validation and test)"
         )
-    queries = draw.permutation(queries)
+    if not (len(test) and len(val)):
+        queries = draw.permutation(np.concatenate([test, val]))
+        val, test = np.split(queries, [len(queries) // 2])
+    source = FileImages(root, names, upright=True, cache_dir=cache_dir)
+    parts = {"database": database, "train": database, "val": val, "test": test}
+    parts, dropped = without_shared_content(source, parts, drop_leaks)
     return HashingData(
         name="folder",
-        source=FileImages(root, names),
+        source=source,
         labels=one_hot(classes, len(class_names)),
         classes=class_names,
-        train=database,
-        database=database,
-        val=queries[: len(queries) // 2],
-        test=queries[len(queries) // 2 :],
+        **parts,
         k=1000,
-        notes=notes,
+        notes=notes + dropped,
         decoded=True,
+        title=f"folder {root.resolve().name}",
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import HashingData
-from data.lists import ImageList, find_list, leaks, merge, missing_files, read_list
+from data.lists import ImageList, aligned, few, find_list, leaks, merge, missing_files, read_list
 from data.protocols import Protocol
 from data.sources import FileImages
 from utils.errors import UserError
@@ -16,7 +16,7 @@ def read_parts(protocol: Protocol, folder: Path) -> dict[str, ImageList]:
     """The lists train, database, test and (if there) val of a folder; database defaults to train.
 
     Raises:
-        UserError: a list is missing, faulty or not of the published length.
+        UserError: a list is missing, faulty, there twice, not of the published length or of other labels.
     """
     parts = {}
     for part in ("train", "database", "test", "val"):
@@ -36,48 +36,75 @@ def read_parts(protocol: Protocol, folder: Path) -> dict[str, ImageList]:
                 f"{parts[part].file}: {len(parts[part])} images; the published {protocol.name} {part} list has "
                 f"{count}. Use --dataset lists for a list of your own"
             )
-    return parts
+    return aligned(parts)
+
+
+PARTS_IN_WORDS = {"database": "the database", "train": "the training images", "val": "the validation queries"}
 
 
 def without_leaks(parts: dict[str, ImageList], drop: bool) -> tuple[dict[str, ImageList], list[str]]:
-    """The database without queries, and a note of how many went; refused unless ``drop``."""
-    notes, parts = [], dict(parts)
-    for asked in ("test", "val"):
-        if asked not in parts:
+    """The parts without images that are queries, and notes of how many went; refused unless ``drop``.
+
+    Test images are looked for among the validation queries, both among the images to search and to train on.
+    """
+    notes, parts, searched = [], dict(parts), parts.get("database")
+    pairs = [("test", "val"), *((asked, part) for part in ("database", "train") for asked in ("test", "val"))]
+    for asked, part in pairs:
+        if asked not in parts or part not in parts:
             continue
-        leaked = leaks(parts[asked], parts["database"])
+        if part == "train" and parts["train"] is searched:
+            parts["train"] = parts["database"]
+        leaked, where = leaks(parts[asked], parts[part]), PARTS_IN_WORDS[part]
         if not len(leaked):
             continue
-        first = parts["database"].names[leaked[0]]
-        what = f"{len(leaked)} of the {len(parts[asked])} {asked} images are in the database too, the first {first}"
+        first = parts[part].names[leaked[0]]
+        what = f"{len(leaked)} of the {len(parts[asked])} {asked} images are in {where} too, the first {first}"
         if not drop:
-            raise UserError(
-                f"{parts['database'].file}:{leaked[0] + 1}: {what}; drop them from the database with --drop-leaks"
-            )
-        parts["database"] = parts["database"].take(np.setdiff1d(np.arange(len(parts["database"])), leaked))
-        notes.append(f"dropped from the database: {what}")
+            raise UserError(f"{parts[part].file}:{leaked[0] + 1}: {what}; drop them from {where} with --drop-leaks")
+        parts[part] = parts[part].take(np.setdiff1d(np.arange(len(parts[part])), leaked))
+        notes.append(f"dropped from {where}: {what}")
     return parts, notes
 
 
 def load(
-    protocol: Protocol, data_dir: Path, lists_dir: Path | None = None, drop_leaks: bool = False, seed: int = 0
+    protocol: Protocol,
+    data_dir: Path,
+    lists_dir: Path | None = None,
+    drop_leaks: bool = False,
+    seed: int = 0,
+    cache_dir: Path | None = None,
 ) -> HashingData:
     """A data set from lists.
+
+    Raises:
+        UserError: a faulty list, an image that is not there, a query in the database or among the training images.
+    """
+    root = Path(data_dir)
+    parts = read_parts(protocol, lists_dir or root)
+    parts, notes = without_leaks(parts, drop_leaks)
+    if absent := missing_files(root, list(parts.values())):
+        raise UserError(f"{few(absent)}; the lists' paths are relative to {root} (--data-dir)")
+    return data_of(protocol, root, parts, notes, seed, cache_dir)
+
+
+def data_of(
+    protocol: Protocol,
+    root: Path,
+    parts: dict[str, ImageList],
+    notes: list[str] | None = None,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+) -> HashingData:
+    """A data set of lists that were read and looked through.
 
     Queries for model selection are the list ``val`` if there is one; else as many as test has, drawn by the seed from
     database images that are not trained on, and not searched while selecting; else half of the test queries.
 
     Raises:
-        UserError: a faulty list, an image that is not there, a query in the database.
+        UserError: lists that contradict each other, or a part that is empty.
     """
-    root = Path(data_dir)
-    parts = read_parts(protocol, lists_dir or root)
-    parts, notes = without_leaks(parts, drop_leaks)
-    if absent := missing_files(root, list({id(p): p for p in parts.values()}.values())):
-        raise UserError(f"images of the lists are not in {root}: {'; '.join(absent)}")
-    classes = parts["train"].classes
+    classes, notes = parts["train"].classes, list(notes or [])
     names, labels, rows = merge(parts)
-    del parts
     draw = np.random.RandomState(seed_of("validation queries", seed) % 2**32)
     test, database = rows["test"], rows["database"]
     val_database = database
@@ -97,7 +124,7 @@ def load(
             notes.append("validation queries: half of the test list")
     return HashingData(
         name=protocol.name,
-        source=FileImages(root, names),
+        source=FileImages(root, names, protocol.own, cache_dir),
         labels=labels,
         classes=classes,
         train=rows["train"],
@@ -107,4 +134,5 @@ def load(
         k=protocol.k,
         val_database=val_database,
         notes=notes,
+        title=f"{protocol.name} {root.resolve().name}" if protocol.own else "",
     )

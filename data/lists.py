@@ -4,11 +4,14 @@
 - ``X_img.txt`` with a path a line beside ``X_label_onehot.txt`` with 0/1 labels a line (the NUS-WIDE style)
 - .csv or .parquet with a column ``path`` and either ``labels`` ("0 1 0", or a list) or one 0/1 column a label
 
-Every fault is one line with file and line number: a list is believed only whole.
+Where tables name their labels, all parts name the same ones, in any order. Every fault is one line with file and line
+number: a list is believed only whole.
 """
 
 import lzma
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +20,7 @@ import pandas as pd
 from utils.errors import UserError
 
 NAMES_AT_MOST = 5
+ROWS_NEEDED = "0/1 rows are needed, one column a class: of 4 classes number 2 is '0 0 1 0'"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def read_list(file: Path, n_labels: int | None = None, prefix: str = "") -> Imag
 
     Args:
         file: for the two-file style the ``_img.txt``.
-        n_labels: how many labels a line must have; None: as many as the first line.
+        n_labels: how many labels a line must have; None: as many as the first line ends with.
         prefix: removed from the front of paths that have it, such as "./data/coco/".
 
     Raises:
@@ -62,9 +66,23 @@ def read_list(file: Path, n_labels: int | None = None, prefix: str = "") -> Imag
     return ImageList(file, names, labels, classes)
 
 
+def unpacked(file: Path) -> bytes:
+    """A file's content, decompressed where it is .xz.
+
+    Raises:
+        UserError: junk, or cut.
+    """
+    if file.suffix != ".xz":
+        return file.read_bytes()
+    try:
+        return lzma.decompress(file.read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{file}: no whole .xz file ({error}); copy or fetch it again") from None
+
+
 def _lines(file: Path) -> list[str]:
     """Lines without their ends; Windows line ends, a byte-order mark and an empty file are refused."""
-    data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+    data = unpacked(file)
     if data.startswith(b"\xef\xbb\xbf"):
         raise UserError(f"{file}:1: begins with a byte-order mark; save it as UTF-8 without BOM")
     newline = b"\n"
@@ -87,7 +105,8 @@ def _labels_of(file: Path, number: int, words: list[str], width: int) -> bytes:
     row = "".join(words)
     if len(row) != width or not set(row) <= {"0", "1"}:
         wrong = next(w for w in words if w not in ("0", "1"))
-        raise UserError(f"{file}:{number}: label '{wrong}' is not 0 or 1")
+        hint = f"; if it is a class number: {ROWS_NEEDED}" if wrong.isdecimal() else ""
+        raise UserError(f"{file}:{number}: label '{wrong}' is not 0 or 1{hint}")
     return row.encode()
 
 
@@ -95,18 +114,29 @@ def _matrix(rows: list[bytes], width: int) -> np.ndarray:
     return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), width) - ord("0")
 
 
+def _trailing_labels(line: str) -> int:
+    return sum(1 for _ in takewhile(lambda word: word in ("0", "1"), reversed(line.split())))
+
+
+def _first_width(file: Path, line: str) -> int:
+    width = min(_trailing_labels(line), len(line.split()) - 1)
+    if width < 1:
+        last = line.split()[-1]
+        found = f"'{last}' looks like a class number; {ROWS_NEEDED}" if last.isdecimal() else f"it ends in '{last}'"
+        raise UserError(f"{file}:1: a path and at least one 0/1 label are needed, separated by spaces: {found}")
+    return width
+
+
 def _read_lines(file: Path, n_labels: int | None) -> tuple[list[str], np.ndarray, list[str]]:
     names, rows, width = [], [], n_labels
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             raise UserError(f"{file}:{number}: empty line")
-        # With a known width a path may hold spaces; the first line tells the width by its trailing 0s and 1s.
-        if width is None:
-            words = line.split()
-            width = len(words) - 1
-            if width < 1:
-                raise UserError(f"{file}:{number}: a path and at least one 0/1 label are needed, separated by spaces")
+        # A path may hold spaces, so labels are counted from the end.
+        width = width or _first_width(file, line)
         name, *words = line.rsplit(maxsplit=width)
+        if name.endswith((" 0", " 1", "\t0", "\t1")):
+            raise UserError(f"{file}:{number}: {_trailing_labels(line)} labels, {width} are needed")
         rows.append(_labels_of(file, number, words, width))
         names.append(name)
     return names, _matrix(rows, width), [str(i) for i in range(width)]
@@ -134,10 +164,14 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
         table = (
             pd.read_parquet(file)
             if file.suffix == ".parquet"
-            else pd.read_csv(file, dtype={"path": str, "labels": str})
+            else pd.read_csv(
+                file, dtype={"path": str, "labels": str}, low_memory=False
+            )  # else it warns of mixed columns
         )
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's errors are ValueErrors or OSErrors
-        raise UserError(f"{file}: not a readable table ({error})") from None
+    except Exception as error:  # pandas and pyarrow raise a dozen kinds, some of many lines
+        raise UserError(f"{file}: not a readable table ({str(error).strip().partition(chr(10))[0]})") from None
+    if file.suffix == ".csv" and not isinstance(table.index, pd.RangeIndex):
+        raise UserError(f"{file}: more fields a line than its first line names; name each column there")
     if "path" not in table:
         raise UserError(f"{file}: no column 'path'; there are: {', '.join(map(str, table.columns))}")
     if not len(table):
@@ -145,6 +179,8 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
     header = 1 if file.suffix == ".csv" else 0
     if missing := np.flatnonzero(table["path"].isna()).tolist():
         raise UserError(f"{file}:{missing[0] + 1 + header}: no path")
+    if (kind := pd.api.types.infer_dtype(table["path"].astype(object))) != "string":
+        raise UserError(f"{file}: its column 'path' holds {kind}, not text")
     if "labels" in table:
         cells = [c.split() if isinstance(c, str) else [str(v) for v in np.atleast_1d(c)] for c in table["labels"]]
         width = len(cells[0])
@@ -153,11 +189,15 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
     columns = [c for c in table.columns if c != "path"]
     if not columns:
         raise UserError(f"{file}: no labels: a column 'labels', or one 0/1 column a label")
-    values = table[columns].to_numpy()
+    try:
+        values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    except TypeError:  # lists, say
+        raise UserError(f"{file}: its label columns ({', '.join(map(str, columns[:5]))}) hold no 0 and 1") from None
     wrong = np.argwhere(~np.isin(values, (0, 1)))
     if len(wrong):
         i, j = wrong[0]
-        raise UserError(f"{file}:{i + 1 + header}: label '{values[i, j]}' of '{columns[j]}' is not 0 or 1")
+        found = str(table[columns[j]].iloc[i])[:40]
+        raise UserError(f"{file}:{i + 1 + header}: label '{found}' of '{columns[j]}' is not 0 or 1")
     return table["path"].tolist(), values.astype(np.uint8), [str(c) for c in columns]
 
 
@@ -182,16 +222,40 @@ def leaks(queries: ImageList, database: ImageList) -> np.ndarray:
 
 
 def missing_files(root: Path, lists: list[ImageList]) -> list[str]:
-    """ "list:line: path" of the first images that are not there, and how many more."""
-    absent = [
-        f"{one.file}:{number}: {name}"
-        for one in lists
-        for number, name in enumerate(one.names, 1)
-        if not (root / name).is_file()
-    ]
-    return (
-        absent if len(absent) <= NAMES_AT_MOST else [*absent[:NAMES_AT_MOST], f"and {len(absent) - NAMES_AT_MOST} more"]
-    )
+    """ "list:line: path is not there" of every image that is not, each once."""
+    places: dict[str, str] = {}
+    for one in lists:
+        for number, name in enumerate(one.names, 1):
+            if name not in places:
+                places[name] = "" if os.path.isfile(os.path.join(root, name)) else f"{one.file}:{number}"
+    return [f"{place}: {name} is not there" for name, place in places.items() if place]
+
+
+def few(problems: list[str]) -> str:
+    """The first of many, and how many more."""
+    more = [f"and {len(problems) - NAMES_AT_MOST} more"] if len(problems) > NAMES_AT_MOST else []
+    return "; ".join([*problems[:NAMES_AT_MOST], *more])
+
+
+def aligned(parts: dict[str, ImageList]) -> dict[str, ImageList]:
+    """Label columns of all parts in the order of the first list that names them; numbers are places, not names.
+
+    Raises:
+        UserError: two lists name different labels.
+    """
+    parts, first = dict(parts), None
+    for part, one in parts.items():
+        if one.classes == [str(i) for i in range(len(one.classes))]:
+            continue
+        first = first or one
+        if odd := sorted(set(one.classes) ^ set(first.classes)):
+            raise UserError(
+                f"{one.file}: its label columns are not those of {first.file}; only one of them has "
+                f"{', '.join(odd[:NAMES_AT_MOST])}; give both the same columns"
+            )
+        order = [one.classes.index(name) for name in first.classes]
+        parts[part] = replace(one, labels=one.labels[:, order], classes=first.classes)
+    return parts
 
 
 def merge(parts: dict[str, ImageList]) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
@@ -222,6 +286,13 @@ def merge(parts: dict[str, ImageList]) -> tuple[list[str], np.ndarray, dict[str,
 
 
 def find_list(folder: Path, part: str) -> Path | None:
-    """The list of one part ("train", "database", "test", "val") in a folder, in whichever format it is there."""
+    """The list of one part ("train", "database", "test", "val") in a folder, in whichever format it is there.
+
+    Raises:
+        UserError: it is there in two formats.
+    """
     names = [part + ending for ending in (".txt", ".txt.xz", "_img.txt", ".csv", ".parquet")]
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    there = [folder / name for name in names if (folder / name).is_file()]
+    if len(there) > 1:
+        raise UserError(f"{folder}: two lists of one part, {there[0].name} and {there[1].name}; remove one")
+    return there[0] if there else None

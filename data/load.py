@@ -3,20 +3,28 @@
 from pathlib import Path
 
 from data import cifar10, digits, folder, from_lists, shards
-from data.dataset import HashingData
+from data.dataset import HashingData, remarks
 from data.protocols import PROTOCOLS, Protocol
 from utils.options import one_of, whole
 
 
 def _from_lists(protocol: Protocol):
-    return lambda args, root: from_lists.load(protocol, root, args.lists_dir, args.drop_leaks, args.split_seed)
+    return lambda args, root: from_lists.load(
+        protocol, root, args.lists_dir, args.drop_leaks, args.split_seed, _cache_dir(args)
+    )
+
+
+def _cache_dir(args) -> Path | None:
+    return getattr(args, "cache_dir", None)  # commands that extract no features have none
 
 
 DATASETS = {
     "cifar10": lambda args, root: cifar10.load(root),
     "digits": lambda args, root: digits.load(limit=args.limit),
-    "folder": lambda args, root: folder.load(root, skip_broken=args.skip_broken, seed=args.split_seed),
-    "shards": lambda args, root: shards.load(root, seed=args.split_seed),
+    "folder": lambda args, root: folder.load(
+        root, args.skip_broken, args.split_seed, args.drop_leaks, _cache_dir(args)
+    ),
+    "shards": lambda args, root: shards.load(root, args.split_seed, args.drop_leaks, _cache_dir(args)),
     **{name: _from_lists(protocol) for name, protocol in PROTOCOLS.items()},
 }
 
@@ -27,10 +35,12 @@ def add_data_arguments(parser) -> None:
     group.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
     group.add_argument("--lists-dir", type=Path, help="lists: where train, database and test are (default: --data-dir)")
     group.add_argument(
-        "--drop-leaks", action="store_true", help="lists: drop queries from the database instead of refusing"
+        "--drop-leaks",
+        action="store_true",
+        help="lists, folder, shards: drop queries from the database and training images instead of refusing",
     )
     group.add_argument("--skip-broken", action="store_true", help="folder: leave out images that do not decode")
-    group.add_argument("--split-seed", type=whole(0), default=0, help="folder, lists: seed of the split")
+    group.add_argument("--split-seed", type=whole(0), default=0, help="folder, lists, shards: seed of the split")
     group.add_argument("--limit", type=whole(2), help="digits: keep only the first N images of each part (for tests)")
 
 
@@ -41,6 +51,7 @@ def load_data(args) -> HashingData:
         UserError: what the data set's own loader refuses.
     """
     data = DATASETS[args.dataset](args, args.data_dir or Path("data") / args.dataset)
+    data.notes.extend(remarks(data))
     print(data.describe())
     for note in data.notes:
         print(f"note: {note}")

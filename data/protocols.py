@@ -13,6 +13,7 @@ class Protocol:
         counts: images of each part in the published lists, to tell a wrong or cut list; None: any.
         prefix: what published lists put before each path.
         source: where the lists come from.
+        own: images of one's own, turned as their EXIF orientation says; published ones are taken as they are stored.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Protocol:
     counts: dict[str, int] | None = None
     prefix: str = ""
     source: str = ""
+    own: bool = False
 
 
 PROTOCOLS = {
@@ -51,6 +53,6 @@ PROTOCOLS = {
         ),
         # MIRFLICKR-25K with its 24 concepts: images with at least one; train lies inside the database, test outside.
         Protocol("mirflickr", n_labels=24, source="draw 1,000 test and 4,000 training images of the labelled ones"),
-        Protocol("lists"),
+        Protocol("lists", own=True),
     )
 }

@@ -1,16 +1,19 @@
 """Images in WebDataset tar shards: train-*.tar, test-*.tar and, if there are any, database-*.tar and val-*.tar.
 
-A sample is KEY.jpg (or another image) with KEY.cls, which holds a class number, or a 0/1 row such as "0 1 0". The heads
+A sample is KEY.jpg (or another image) with KEY.cls, which holds a class number, or a 0/1 row such as "0 1 0". A
+database image with an empty KEY.train beside it is trained on too, so that no image is written twice; the training
+images are those of train-*.tar and the marked ones. Without database shards the training images are searched. The heads
 of a shard's members are read once; then each image is one read at its offset, so shards need no unpacking, and under
 torchrun each rank reads the images of its turns alone. Write shards of any data set with
 
     python -m scripts.make_shards --dataset folder --data-dir ROOT --out SHARDS
 """
 
-import hashlib
 import io
 import os
+import re
 import tarfile
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,13 +22,15 @@ import torch
 from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
-from data.dataset import HashingData, one_hot
+from data.content import content_digests, content_fingerprint
+from data.dataset import HashingData, one_hot, without_shared_content
 from data.sources import IMAGE_SUFFIXES, decode
 from utils.errors import UserError
 from utils.seeds import seed_of
 
 PARTS = ("train", "database", "test", "val")
 K = 5000
+CLASS_NUMBER = re.compile("0*[0-9]{1,5}")  # below 100,000: each is a column of labels
 
 
 class ShardImages:
@@ -35,12 +40,22 @@ class ShardImages:
         shards: the tar files.
         names: shard/KEY.jpg of each image.
         places: int64 [n, 3]: which shard, offset and size of each image in bytes.
+        upright: turn each image as its EXIF orientation says.
+        cache_dir: where digests are kept; None: nowhere.
     """
 
     stack = None
 
-    def __init__(self, shards: list[Path], names: list[str], places: np.ndarray):
+    def __init__(
+        self,
+        shards: list[Path],
+        names: list[str],
+        places: np.ndarray,
+        upright: bool = False,
+        cache_dir: Path | None = None,
+    ):
         self.shards, self.names, self.places = shards, names, places
+        self.upright, self.cache_dir = upright, cache_dir
         self._handles: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -53,37 +68,53 @@ class ShardImages:
         return os.pread(self._handles[shard], size, offset)  # no shared position: safe from many threads
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return decode(io.BytesIO(self.read(index)), self.names[index])
+        shard = self.shards[self.places[index, 0]]
+        member = self.names[index].removeprefix(f"{shard.name}/")
+        return decode(io.BytesIO(self.read(index)), f"{shard}: {member}", self.upright)
 
     def encoded(self, index: int) -> tuple[str, bytes]:
         return self.names[index].rsplit(".", 1)[1], self.read(index)
 
     @cached_property
+    def digests(self) -> np.ndarray:
+        times = np.array([shard.stat().st_mtime_ns for shard in self.shards], dtype=np.int64)
+        stats = np.stack([self.places[:, 2], times[self.places[:, 0]]], axis=1)
+        return content_digests(self.names, stats, self.read, self.shards[0].parent, self.cache_dir)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of every member's place and of every shard's name, size and modification time."""
-        digest = hashlib.sha256(self.places.tobytes() + "\n".join(self.names).encode())
-        for shard in self.shards:
-            stat = shard.stat()
-            digest.update(f"{shard.resolve()}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        """Hash of every image's shard, key and content."""
+        return content_fingerprint(self.names, self.digests, self.upright)
 
 
 def parse_labels(text: str, where: str) -> list[int]:
     """ "7" or "0 1 0" as numbers."""
     words = text.split()
-    if not words or not all(w.isdigit() for w in words) or (len(words) > 1 and not set(words) <= {"0", "1"}):
-        raise UserError(f"{where}: '{text.strip()[:40]}' is neither a class number nor a row of 0 and 1")
+    if not all(map(CLASS_NUMBER.fullmatch, words)) or not words or (len(words) > 1 and not set(words) <= {"0", "1"}):
+        shown = text.strip()[:40]
+        raise UserError(f"{where}: '{shown}' is neither a class number below 100,000 nor a row of 0 and 1")
     return [int(w) for w in words]
 
 
-def index_shard(shard: Path) -> tuple[list[str], list[tuple[int, int]], list[list[int]]]:
-    """(names, offsets and sizes, labels) of a shard's samples, in its order.
+@dataclass(frozen=True)
+class ShardIndex:
+    """A shard's samples, in its order: names, (offset, size), labels, and which are marked to be trained on."""
+
+    names: list[str]
+    places: list[tuple[int, int]]
+    labels: list[list[int]]
+    marked: list[bool]
+
+
+def index_shard(shard: Path) -> ShardIndex:
+    """Where a shard's samples are.
 
     Raises:
-        UserError: no readable tar, or a sample without its image, its label, or with two of either.
+        UserError: no readable tar, a cut one, or a sample without its image, its label, or with two of either.
     """
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, list[int]] = {}
+    marks: dict[str, bool] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
@@ -95,22 +126,44 @@ def index_shard(shard: Path) -> tuple[list[str], list[tuple[int, int]], list[lis
                 elif ending == "cls":
                     text = tar.extractfile(member).read().decode()
                     members, value = labels, parse_labels(text, f"{shard}: {member.name}")
+                elif ending == "train":
+                    members, value = marks, True
                 else:
                     continue
                 if key in members:
                     raise UserError(f"{shard}: {member.name}: its key comes twice; keys must be unique in a shard")
                 members[key] = value
+            _ends_here(shard, tar.offset)
     except FileNotFoundError:
         raise UserError(f"{shard}: no such shard") from None
     except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{shard}: truncated or no uncompressed tar file ({error}); write it again") from None
     if odd := sorted(images.keys() ^ labels.keys()):
         raise UserError(f"{shard}: {odd[0]} has {'no .cls label' if odd[0] in images else 'no image'}")
-    return (
+    return ShardIndex(
         [f"{shard.name}/{name}" for name, _, _ in images.values()],
         [(offset, size) for _, offset, size in images.values()],
         [labels[key] for key in images],
+        [key in marks for key in images],
     )
+
+
+def _ends_here(shard: Path, offset: int) -> None:
+    """From ``offset`` on there is tar's end mark, two blocks of zeros, and nothing else; tarfile stops at any bad head.
+
+    Raises:
+        UserError: there is something else, or less.
+    """
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        zeros = 0
+        while block := file.read(1 << 20):
+            zeros += len(block)
+            if block.strip(b"\0"):
+                zeros = -1
+                break
+    if zeros < 2 * tarfile.BLOCKSIZE:
+        raise UserError(f"{shard}: cut or damaged; write or copy it again")
 
 
 def label_rows(labels: list[list[int]], where: Path) -> np.ndarray:
@@ -122,47 +175,53 @@ def label_rows(labels: list[list[int]], where: Path) -> np.ndarray:
     return one_hot(rows[:, 0], int(rows.max()) + 1) if widths == {1} else rows.astype(np.uint8)
 
 
-def load(root: Path, seed: int = 0) -> HashingData:
-    """A data set from shards. Without database shards the training images are searched; without val shards half of
-    the test images, drawn by the seed, validates.
+def load(root: Path, seed: int = 0, drop_leaks: bool = False, cache_dir: Path | None = None) -> HashingData:
+    """A data set from shards. Without val shards half of the test images, drawn by the seed, validates.
+
+    Args:
+        drop_leaks: leave images that are queries too out of the database and the training images, not refuse.
+        cache_dir: where the images' digests are kept.
 
     Raises:
-        UserError: no shards of a part that is needed, or a faulty shard.
+        UserError: no shards of a part that is needed, a faulty shard, or a query in the database, by content.
     """
     root = Path(root)
     files = {part: sorted(root.glob(f"{part}-*.tar")) for part in PARTS}
-    for part in ("train", "test"):
-        if not files[part]:
+    for part, there in (("train", files["train"] or files["database"]), ("test", files["test"])):
+        if not there:
             raise UserError(
                 f"{root}: no {part}-*.tar; `python -m scripts.make_shards --out {root}` writes shards of a data set"
             )
-    shards = [shard for part in PARTS for shard in files[part]]
-    names, places, labels, rows = [], [], [], {part: [] for part in PARTS}
-    for number, shard in enumerate(tqdm(shards, "reading shards", unit="shard", leave=False)):
-        inside, spans, known = index_shard(shard)
-        part = next(p for p in PARTS if shard in files[p])
-        rows[part] += range(len(names), len(names) + len(inside))
-        names += inside
-        places += [(number, offset, size) for offset, size in spans]
-        labels += known
+    names, places, labels, rows, marked = [], [], [], {part: [] for part in PARTS}, []
+    shards = [(part, shard) for part in PARTS for shard in files[part]]
+    for number, (part, shard) in enumerate(tqdm(shards, "reading shards", unit="shard", leave=False)):
+        index, first = index_shard(shard), len(names)
+        rows[part] += range(first, first + len(index.names))
+        names += index.names
+        places += [(number, offset, size) for offset, size in index.places]
+        labels += index.labels
+        marked += [part == "database" and mark for mark in index.marked]
+    rows["train"] += np.flatnonzero(marked).tolist()
+    if not rows["train"]:
+        raise UserError(f"{root}: no image to train on: no train-*.tar, and no KEY.train beside a database image")
     train, database, test, val = (np.array(rows[part], dtype=np.int64) for part in PARTS)
-    notes = []
+    matrix, notes = label_rows(labels, root), []
     if not len(database):
         database = train
     if not len(val):
         test = np.random.RandomState(seed_of("validation queries", seed) % 2**32).permutation(test)
         val, test = test[: len(test) // 2], test[len(test) // 2 :]
         notes.append("validation queries: half of the test shards")
-    matrix = label_rows(labels, root)
+    source = ShardImages([shard for _, shard in shards], names, np.array(places, dtype=np.int64), True, cache_dir)
+    parts = {"train": train, "database": database, "val": val, "test": test}
+    parts, dropped = without_shared_content(source, parts, drop_leaks)
     return HashingData(
         name="shards",
-        source=ShardImages(shards, names, np.array(places, dtype=np.int64)),
+        source=source,
         labels=matrix,
         classes=[str(i) for i in range(matrix.shape[1])],
-        train=train,
-        database=database,
-        val=val,
-        test=test,
+        **parts,
         k=K,
-        notes=notes,
+        notes=notes + dropped,
+        title=f"shards {root.resolve().name}",
     )

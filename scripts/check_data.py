@@ -11,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.from_lists import read_parts, without_leaks
-from data.lists import ImageList, merge, missing_files, read_list
+from data.dataset import remarks
+from data.from_lists import data_of, read_parts, without_leaks
+from data.lists import ImageList, aligned, few, merge, missing_files, read_list
 from data.load import add_data_arguments, load_data
 from data.protocols import PROTOCOLS, Protocol
-from data.sources import FileImages, ImageSource, broken_images
+from data.sources import FileImages, broken_images
 from utils.errors import UserError
 from utils.options import Parser, whole
-
-SHOWN = 5
 
 
 def describe(names: dict[str, int], labels: dict[str, np.ndarray], classes: list[str]) -> str:
@@ -27,9 +26,9 @@ def describe(names: dict[str, int], labels: dict[str, np.ndarray], classes: list
     lines = [f"{'part':10} {'images':>9} {'labels/image':>13} {'without label':>14}"]
     for part, count in names.items():
         rows = labels[part]
-        lines.append(f"{part:10} {count:>9,} {rows.sum(axis=1).mean():>13.2f} {(~rows.any(axis=1)).sum():>14,}")
+        lines.append(f"{part:10} {count:>9,} {rows.sum() / max(count, 1):>13.2f} {(~rows.any(axis=1)).sum():>14,}")
     part, rows = next(iter(labels.items()))
-    share = rows.mean(axis=0)
+    share = rows.sum(axis=0) / max(len(rows), 1)
     ranked = sorted(range(len(share)), key=lambda c: -share[c])
     shown = ranked if len(ranked) <= 24 else [*ranked[:12], *ranked[-12:]]
     text = ", ".join(f"{classes[c]} {share[c]:.1%}" for c in shown)
@@ -38,26 +37,25 @@ def describe(names: dict[str, int], labels: dict[str, np.ndarray], classes: list
     )
 
 
-def check_lists(parts: dict[str, ImageList], drop_leaks: bool) -> tuple[dict[str, ImageList], list[str]]:
-    """(parts less dropped leaks, problems) of lists that were read without a fault."""
-    problems = []
+def check_lists(parts: dict[str, ImageList], args) -> tuple[dict[str, ImageList], list[str]]:
+    """(parts less dropped leaks, problems) of lists that were read without a fault; prints what is worth a note."""
+    problems, notes = [], []
     try:
-        parts, notes = without_leaks(parts, drop_leaks) if "database" in parts else (parts, [])
-        for note in notes:
-            print(f"note: {note}")
+        parts, notes = without_leaks(parts, args.drop_leaks)
     except UserError as error:
         problems.append(str(error))
     try:
-        merge(parts)
+        if {"train", "test"} <= parts.keys():  # what training would make of them
+            whole_set = {**parts, "database": parts.get("database", parts["train"])}
+            data = data_of(protocol_of(args), root_of(args), whole_set, notes, args.split_seed)
+            notes = data.notes + remarks(data)
+        else:
+            merge(parts)
     except UserError as error:
         problems.append(str(error))
+    for note in notes:
+        print(f"note: {note}")
     return parts, problems
-
-
-def check_images(source: ImageSource, workers: int) -> list[str]:
-    broken = list(broken_images(source, workers).values())
-    more = [f"and {len(broken) - SHOWN} more broken images"] if len(broken) > SHOWN else []
-    return broken[:SHOWN] + more
 
 
 def parse() -> argparse.Namespace:
@@ -73,39 +71,47 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def protocol_of(args) -> Protocol:
+    return PROTOCOLS.get(args.dataset, PROTOCOLS["lists"])
+
+
+def root_of(args) -> Path:
+    return args.data_dir or Path("data") / args.dataset
+
+
 def read_given(args) -> dict[str, ImageList]:
     given = {part: getattr(args, part) for part in ("train", "database", "test", "val") if getattr(args, part)}
     if given:
-        return {part: read_list(file, args.labels, args.prefix) for part, file in given.items()}
-    protocol: Protocol | None = PROTOCOLS.get(args.dataset)
-    if protocol is None:
+        return aligned({part: read_list(file, args.labels, args.prefix) for part, file in given.items()})
+    if args.dataset not in PROTOCOLS:
         return {}
-    return read_parts(protocol, args.lists_dir or args.data_dir or Path("data") / args.dataset)
+    return read_parts(protocol_of(args), args.lists_dir or root_of(args))
 
 
 def main() -> None:
     args = parse()
     parts = read_given(args)
-    problems: list[str] = []
+    problems, missing, broken = [], [], []
     if parts:
-        parts, problems = check_lists(parts, args.drop_leaks)
+        parts, problems = check_lists(parts, args)
         counts, labels = {p: len(one) for p, one in parts.items()}, {p: one.labels for p, one in parts.items()}
         classes = next(iter(parts.values())).classes
         if not args.no_images:
-            root = args.data_dir or Path("data") / args.dataset
-            problems += missing_files(root, list(parts.values()))
+            root = root_of(args)
+            missing = missing_files(root, list(parts.values()))
             there = sorted({name for one in parts.values() for name in one.names if (root / name).is_file()})
-            problems += check_images(FileImages(root, there), args.workers)
+            broken = list(broken_images(FileImages(root, there), args.workers).values())
     else:
         images = load_data(args)
         rows = {p: getattr(images, p) for p in ("train", "database", "val", "test")}
         counts, labels = {p: len(r) for p, r in rows.items()}, {p: images.labels[r] for p, r in rows.items()}
         classes = images.classes
         if not (args.no_images or images.decoded):
-            problems += check_images(images.source, args.workers)
+            broken = list(broken_images(images.source, args.workers).values())
     print(describe(counts, labels, classes))
-    if problems:
-        raise UserError(f"{len(problems)} problems: " + "; ".join(problems))
+    if count := len(problems) + len(missing) + len(broken):
+        kinds = [few(kind) for kind in (problems, missing, broken) if kind]
+        raise UserError(f"{count} problem{'s' * (count > 1)}: {'; '.join(kinds)}")
     print("no problem found")
 
 

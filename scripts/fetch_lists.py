@@ -8,7 +8,6 @@
 from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
 
 import hashlib
-import lzma
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.error import URLError
 import numpy as np
 from torch.hub import download_url_to_file
 
-from data.lists import ImageList, read_list
+from data.lists import ImageList, read_list, unpacked
 from data.protocols import PROTOCOLS
 from utils.errors import UserError
 from utils.files import written_aside
@@ -112,7 +111,7 @@ def fetch(one: Published, by_hand: Path | None) -> bytes:
         plain, packed = by_hand / one.name, by_hand / f"{one.name}.xz"
         if not plain.exists() and not packed.exists():
             raise UserError(f"{by_hand}: no {one.name} or {one.name}.xz in it; fetch {one.url}")
-        content = plain.read_bytes() if plain.exists() else lzma.decompress(packed.read_bytes())
+        content = unpacked(plain if plain.exists() else packed)
     digest = hashlib.sha256(content).hexdigest()
     if digest != one.sha256:
         raise UserError(

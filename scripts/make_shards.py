@@ -9,12 +9,14 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import webdataset
 from tqdm import tqdm
 
 from data.dataset import HashingData
 from data.load import add_data_arguments, load_data
 from data.shards import PARTS
+from data.sources import IMAGE_SUFFIXES
 from utils.errors import UserError
 from utils.options import Parser, whole
 
@@ -30,17 +32,38 @@ def write_shards(images: HashingData, out: Path, per_shard: int) -> list[Path]:
     return sorted(Path(out).glob("*.tar"))
 
 
+def rows_of(images: HashingData) -> dict[str, np.ndarray]:
+    """What each part's shards hold: every image once, training images that are searched in the database's.
+
+    Validation queries that are drawn from the database leave it: shards have one database for all queries.
+    """
+    queries = np.concatenate([images.val, images.test])
+    database = images.database[~np.isin(images.database, queries)]
+    train = images.train[~np.isin(images.train, database)]
+    return {"train": train, "database": database, "test": images.test, "val": images.val}
+
+
 def write_parts(images: HashingData, folder: Path, per_shard: int) -> None:
     folder.mkdir()
     single = (images.labels.sum(axis=1) == 1).all()
+    trained = set(images.train.tolist())
+    rows = rows_of(images)
+    if left_out := len(images.database) - len(rows["database"]):
+        print(f"note: {left_out} queries are left out of the database shards")
     for part in PARTS:
-        rows = getattr(images, part)
+        if not len(rows[part]):
+            continue
         with webdataset.ShardWriter(f"{folder}/{part}-%06d.tar", maxcount=per_shard, verbose=0) as shards:
-            for number, row in enumerate(tqdm(rows, part, unit="img")):
+            for number, row in enumerate(tqdm(rows[part], part, unit="img")):
                 ending, content = images.source.encoded(row)
+                if f".{ending}" not in IMAGE_SUFFIXES:
+                    raise UserError(
+                        f"{images.source.names[row]}: shards name images by ending, such as .jpg; rename it"
+                    )
                 known = images.labels[row]
                 label = str(known.argmax()) if single else " ".join(map(str, known))
-                shards.write({"__key__": f"{number:09d}", ending: content, "cls": label.encode()})
+                mark = {"train": b""} if part == "database" and int(row) in trained else {}
+                shards.write({"__key__": f"{number:09d}", ending: content, "cls": label.encode(), **mark})
 
 
 def main() -> None:

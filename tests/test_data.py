@@ -76,10 +76,10 @@ def test_folder_with_its_own_split(tmp_path, photo):
 
 
 def test_folder_split_by_a_seed(tmp_path, photo):
-    for name in ("a", "b"):
+    for c, name in enumerate(("a", "b")):
         for i in range(10):
-            photo(tmp_path / name / f"{i}.png", seed=i)
-    photo(tmp_path / "single" / "0.png")
+            photo(tmp_path / name / f"{i}.png", seed=10 * c + i)
+    photo(tmp_path / "single" / "0.png", seed=20)
     data = folder.load(tmp_path)
     parts = [set(data.database), set(data.val), set(data.test)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 21

@@ -150,7 +150,7 @@ def test_missing_images_and_lists_are_named(tmp_path, photo):
     root = lists_and_images(tmp_path, photo)
     for i in range(7):
         (root / f"im/{i:03d}.jpg").unlink()
-    with pytest.raises(UserError, match=r"test\.txt:1: im/000\.jpg; .*and 3 more"):  # the 7th is in train and database
+    with pytest.raises(UserError, match=r"train\.txt:1: im/006\.jpg is not there; .*and 2 more"):  # each once
         from_lists.load(LISTS, root)
     (root / "train.txt").unlink()
     with pytest.raises(UserError, match="no list train.txt"):
