@@ -39,7 +39,7 @@ def _listing(folder: Path | str) -> tuple[list[str], list[str]]:
     for name in files:
         path = os.path.join(folder, name)
         if not os.path.isfile(path) and (os.path.islink(path) or _is_image(name)):
-            raise UserError(f"{path}: a link to nothing, or no regular file; mend or remove it")
+            raise UserError(f"{path}: a link to nothing, or no file that can be read; mend or remove it")
     return sorted(folders), sorted(files)
 
 
@@ -91,8 +91,8 @@ def _parts_of(root: Path) -> dict[str, Path]:
         halves = [f.name for f in named if (inside := _listing(f))[0] and not any(map(_is_image, inside[1]))]
         if halves:
             raise UserError(
-                f"{root}: {', '.join(halves)} look like parts of a split, {', '.join(others[:NAMED_AT_MOST])} beside "
-                f"them like classes; images lie as {LAYOUT}"
+                f"{root}: {', '.join(halves)} (of a split?) and {', '.join(others[:NAMED_AT_MOST])} (of classes?) lie "
+                f"side by side; images lie as {LAYOUT}"
             )
         return {}
     parts: dict[str, Path] = {}

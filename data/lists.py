@@ -189,10 +189,7 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
     columns = [c for c in table.columns if c != "path"]
     if not columns:
         raise UserError(f"{file}: no labels: a column 'labels', or one 0/1 column a label")
-    try:
-        values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    except TypeError:  # lists, say
-        raise UserError(f"{file}: its label columns ({', '.join(map(str, columns[:5]))}) hold no 0 and 1") from None
+    values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
     wrong = np.argwhere(~np.isin(values, (0, 1)))
     if len(wrong):
         i, j = wrong[0]

@@ -1,15 +1,31 @@
 """Hostile and careless data of one's own: refused in one line, or read as what it is."""
 
+import argparse
+import lzma
 import os
+import tarfile
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from test_data import make_folder
+from test_lists import lists_and_images, write
+from test_shards import png, tar_of
 
-from data import content
+from data import content, digits, folder, from_lists, shards
+from data.dataset import remarks
+from data.lists import find_list, read_list
+from data.load import add_data_arguments, load_data
+from data.protocols import PROTOCOLS
 from data.sources import FileImages, decode
+from scripts import fetch_lists
+from scripts.make_shards import write_shards
 from utils.errors import UserError
+
+LISTS = PROTOCOLS["lists"]
 
 # Image files
 
@@ -122,3 +138,364 @@ def test_names_may_be_of_any_bytes(tmp_path, photo):
     photo(tmp_path / "root/x.png").rename(tmp_path / "root" / name)
     images = [FileImages(tmp_path / "root", [name], cache_dir=tmp_path / "cache") for _ in range(2)]
     assert images[0].fingerprint == images[1].fingerprint and torch.equal(images[0][0], images[1][0])
+
+
+def test_a_moved_data_set_is_the_same_data_set(tmp_path, photo):
+    make_folder(tmp_path / "a", photo)
+    write_shards(folder.load(tmp_path / "a"), tmp_path / "s", per_shard=5)
+    lists_and_images(tmp_path / "l", photo)
+    loaders = {"a": folder.load, "s": shards.load, "l": lambda root: from_lists.load(LISTS, root)}
+    before = {name: load(tmp_path / name).fingerprint for name, load in loaders.items()}
+    for name, load in loaders.items():
+        os.rename(tmp_path / name, tmp_path / f"moved {name}")
+        for file in (tmp_path / f"moved {name}").rglob("*"):
+            os.utime(file, (1, 1))
+        moved = load(tmp_path / f"moved {name}")
+        assert moved.fingerprint == before[name] and moved.title == f"{moved.name} moved {name}"
+
+
+def test_digits_are_the_data_set_they_were():
+    known = "b959d1b6132be829e4f3304f34e6d9c4c05b378572b364711b633e3a468aa977"
+    data = digits.load()
+    assert data.fingerprint == known and data.k == 100 and data.title == "digits"
+    assert len(np.unique(data.source.digests, axis=0)) > 1700
+
+
+def test_the_cut_off_is_no_larger_than_the_database():
+    data = digits.load(limit=20)
+    assert data.k == 20 and replace(data, k=5).k == 5
+
+
+# Folders
+
+
+def make_classes(top, photo, first=0, count=3, classes=("cat", "dog")):
+    for c, name in enumerate(classes):
+        for i in range(count):
+            photo(top / name / f"{i}.png", seed=first + 10 * c + i, size=(6, 6))
+
+
+@pytest.mark.parametrize("database", ["database", "Gallery", "TRAIN"])
+@pytest.mark.parametrize("query", ["query", "Queries", "test", "VAL"])
+def test_the_parts_of_a_folder_have_the_names_people_give_them(tmp_path, photo, database, query):
+    make_classes(tmp_path / database, photo), make_classes(tmp_path / query, photo, first=100)
+    data = folder.load(tmp_path)
+    assert data.classes == ["cat", "dog"] and (len(data.train), len(data.val), len(data.test)) == (6, 3, 3)
+    assert all(data.source.names[i].startswith(f"{query}/") for i in [*data.val, *data.test])
+
+
+def test_val_validates_and_test_asks_where_both_are(tmp_path, photo):
+    for i, part in enumerate(("train", "val", "test")):
+        make_classes(tmp_path / part, photo, first=100 * i)
+    data = folder.load(tmp_path)
+    for part in ("train", "val", "test"):
+        assert {data.source.names[i].split("/")[0] for i in getattr(data, part)} == {part}
+
+
+def test_half_a_split_is_refused(tmp_path, photo):
+    make_classes(tmp_path / "database", photo)
+    with pytest.raises(UserError, match=r"has database, but no query \(queries, test, val\) with CLASS folders inside"):
+        folder.load(tmp_path)
+    (tmp_path / "query").mkdir()
+    photo(tmp_path / "query/0.png")  # no class
+    with pytest.raises(UserError, match="no query"):
+        folder.load(tmp_path)
+    make_classes(tmp_path / "query", photo, first=100), make_classes(tmp_path / "Train", photo, first=200)
+    with pytest.raises(UserError, match="Train and database both name one part"):
+        folder.load(tmp_path)
+    os.rename(tmp_path / "Train", tmp_path / "holiday")
+    with pytest.raises(
+        UserError, match=r"database \(of a split\?\) and holiday \(of classes\?\) lie side by side.*ROOT/query"
+    ):
+        folder.load(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path, photo):
+    make_classes(tmp_path, photo, classes=("bus", "train"))
+    assert folder.load(tmp_path).classes == ["bus", "train"]
+
+
+def test_folders_that_cannot_be_read_and_links_to_nothing_are_named(tmp_path, photo, monkeypatch):
+    make_folder(tmp_path, photo)
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("query/dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"query/dog: can't be read \(Permission denied"),
+    ):
+        patch.setattr(os, "scandir", closed)
+        folder.load(tmp_path)
+    for link in ("database/cat/9.jpg", "database/cow"):  # an image, a class
+        os.symlink("nowhere", tmp_path / link)
+        with pytest.raises(UserError, match=f"{link}: a link to nothing"):
+            folder.load(tmp_path)
+        os.unlink(tmp_path / link)
+
+
+def test_linked_folders_are_followed_once_and_never_round(tmp_path, photo):
+    make_folder(tmp_path / "root", photo)
+    photo(tmp_path / "more/deep/0.jpg", seed=900)
+    for name, target in (
+        ("more", "more"),
+        ("again", "more/deep"),
+        ("loop", "root"),
+        ("all", ""),
+        ("dog", "root/database/dog"),
+    ):
+        os.symlink(tmp_path / target, tmp_path / "root/database/cat" / name)
+    names = folder.load(tmp_path / "root").source.names
+    assert len(names) == 21 and [n for n in names if n.count("/") > 2] == ["database/cat/again/0.jpg"]
+
+
+def test_a_query_in_the_database_is_found_by_content(tmp_path, photo):
+    make_folder(tmp_path, photo)
+    content = (tmp_path / "query/cat/0.jpg").read_bytes()
+    (tmp_path / "database/dog/copy.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"1 database images.*database/dog/copy\.jpg is query/cat/0\.jpg.*--drop-leaks"):
+        folder.load(tmp_path)
+    data = folder.load(tmp_path, drop_leaks=True)
+    assert len(data.database) == len(data.train) == 12 and len(data.notes) == 1
+    (tmp_path / "query/dog/copy.jpg").write_bytes(content)
+    with pytest.raises(UserError, match="1 val images are test queries|1 database images"):
+        folder.load(tmp_path)
+    (tmp_path / "database/dog/copy.jpg").unlink()
+    (tmp_path / "query/dog/copy.jpg").unlink()
+    (tmp_path / "database/dog/twice.jpg").write_bytes((tmp_path / "database/dog/0.jpg").read_bytes())
+    assert len(folder.load(tmp_path).database) == 13
+
+
+def test_a_validation_query_that_is_a_test_query_is_dropped_from_validation(tmp_path, photo):
+    for i, part in enumerate(("train", "val", "test")):
+        make_classes(tmp_path / part, photo, first=100 * i)
+    (tmp_path / "val/cat/0.png").write_bytes((tmp_path / "test/dog/1.png").read_bytes())
+    with pytest.raises(UserError, match=r"1 val images are test queries too, by content: val/cat/0\.png is test/dog/1"):
+        folder.load(tmp_path)
+    assert len(folder.load(tmp_path, drop_leaks=True).val) == 5
+
+
+def test_file_and_class_names_may_be_of_any_bytes(tmp_path, photo):
+    root = make_folder(tmp_path / "root", photo, classes=(os.fsdecode(b"caf\xe9"), "dog"))
+    assert folder.load(root, cache_dir=tmp_path / "cache").fingerprint == folder.load(root).fingerprint
+
+
+def test_a_command_line_keeps_digests_and_says_what_means_little(tmp_path, photo, capsys):
+    make_folder(tmp_path / "photos", photo, classes=("cat",))
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    args = parser.parse_args(["--dataset", "folder", "--data-dir", str(tmp_path / "photos")])
+    args.cache_dir = tmp_path / "cache"
+    data = load_data(args)
+    assert data.title == "folder photos" and list((tmp_path / "cache").glob("content_*.npz"))
+    assert "note: every test query shares a label with every database image: mAP is 1" in capsys.readouterr().out
+
+
+def test_remarks_on_data_that_judges_nothing():
+    data = digits.load(limit=20)
+    assert remarks(data) == []
+    assert "one training image" in remarks(replace(data, train=data.train[:1]))[0]
+    assert "mAP is 0" in remarks(replace(data, labels=data.labels * 0))[0]
+    assert "ONE label" in remarks(replace(data, labels=data.labels[:, :1]))[0]
+
+
+# Lists
+
+
+@pytest.mark.parametrize(
+    "text, n_labels, words",
+    [
+        ("a.jpg 1 0\nb.jpg 1 0 1\n", None, r"x\.txt:2: 3 labels, 2 are needed"),
+        ("a.jpg 1 0 1\n", 2, r"x\.txt:1: 3 labels, 2 are needed"),
+        ("a.jpg\t1\t0\t1\n", 2, r"x\.txt:1: 3 labels, 2 are needed"),
+        ("a.jpg 7\n", None, r"x\.txt:1: .*'7' looks like a class number; 0/1 rows are needed"),
+        ("a.jpg 1\nb.jpg 7\n", None, r"x\.txt:2: label '7' is not 0 or 1; .*0/1 rows are needed"),
+        ("a.jpg\n", None, r"x\.txt:1: a path and at least one 0/1 label"),
+    ],
+)
+def test_label_columns_are_counted_and_class_numbers_named(tmp_path, text, n_labels, words):
+    with pytest.raises(UserError, match=words):
+        read_list(write(tmp_path / "x.txt", text), n_labels)
+
+
+def test_paths_may_hold_spaces_whatever_the_width(tmp_path):
+    one = read_list(write(tmp_path / "x.txt", "my photos/00012.jpg 1 0\nb 0 c.jpg 0 1\n"))
+    assert one.names == ["my photos/00012.jpg", "b 0 c.jpg"] and one.labels.tolist() == [[1, 0], [0, 1]]
+
+
+def test_two_lists_of_one_part_are_refused(tmp_path):
+    write(tmp_path / "train.txt", "a.jpg 1\n"), write(tmp_path / "train.csv", "path,labels\na.jpg,1\n")
+    with pytest.raises(UserError, match=r"two lists of one part, train\.txt and train\.csv"):
+        find_list(tmp_path, "train")
+
+
+def csv_lists(root, photo, test="path,sky,sea"):
+    for i in range(8):
+        photo(root / f"{i}.png", seed=i, size=(4, 4))
+    write(root / "train.csv", "path,sky,sea\n" + "".join(f"{i}.png,{i % 2},1\n" for i in range(4)))
+    write(root / "test.csv", test + "\n" + "".join(f"{i}.png,1,0\n" for i in range(4, 8)))
+    return root
+
+
+def test_label_columns_are_matched_by_name(tmp_path, photo):
+    data = from_lists.load(LISTS, csv_lists(tmp_path, photo, test="path,sea,sky"))
+    assert data.classes == ["sky", "sea"] and data.labels[data.test].tolist() == [[0, 1], [0, 1]]
+    with pytest.raises(UserError, match=r"test\.csv: its label columns are not those of .*train\.csv.*lake, sea"):
+        from_lists.load(LISTS, csv_lists(tmp_path, photo, test="path,sky,lake"))
+
+
+@pytest.mark.parametrize("name", ["x.txt.xz", "x.parquet"])
+@pytest.mark.parametrize("damage", [lambda whole: b"junk\nand more", lambda whole: whole[:-7]])
+def test_damaged_lists_are_one_line(tmp_path, name, damage):
+    if name.endswith("xz"):
+        write(tmp_path / name, lzma.compress(b"a.jpg 1\n"))
+    else:
+        pd.DataFrame({"path": ["a.jpg"], "labels": ["1"]}).to_parquet(tmp_path / name)
+    write(tmp_path / name, damage((tmp_path / name).read_bytes()))
+    with pytest.raises(UserError, match=f"{name}: (no whole .xz|not a readable table)") as error:
+        read_list(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        ({"path": [1, 2], "labels": ["1", "0"]}, "column 'path' holds integer, not text"),
+        ({"path": [b"a.jpg", b"b.jpg"], "labels": ["1", "0"]}, "column 'path' holds bytes, not text"),
+        ({"path": ["a.jpg", "b.jpg"], "sky": [[1], [0]]}, r"x\.parquet:1: label '\[1\]' of 'sky' is not 0 or 1"),
+        ({"path": ["a.jpg", "b.jpg"], "sky": [1, None]}, r"x\.parquet:2: label 'nan' of 'sky'"),
+    ],
+)
+def test_tables_of_other_types_are_one_line(tmp_path, columns, words):
+    pd.DataFrame(columns).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=words):
+        read_list(tmp_path / "x.parquet")
+
+
+def test_a_wrong_cell_is_named_by_its_own_line(tmp_path, recwarn):
+    rows = [f"{i}.jpg,{i % 2},1" for i in range(2, 20)]
+    rows[12] = "x.jpg,yes,1"
+    with pytest.raises(UserError, match=r"x\.csv:14: label 'yes' of 'sky' is not 0 or 1"):
+        read_list(write(tmp_path / "x.csv", "\n".join(["path,sky,sea", *rows, ""])))
+    for extra in ("a.jpg,1,0\nb.jpg,1,0,1\n", "a.jpg,1,0,1\n"):
+        with pytest.raises(UserError, match=r"not a readable table \(Error|more fields a line") as error:
+            read_list(write(tmp_path / "x.csv", "path,sky,sea\n" + extra))
+        assert "\n" not in str(error.value)
+    assert not recwarn.list
+
+
+def test_lists_fetched_by_hand_may_be_damaged(tmp_path):
+    write(tmp_path / "t.txt.xz", b"junk")
+    with pytest.raises(UserError, match=r"t\.txt\.xz: no whole \.xz file"):
+        fetch_lists.fetch(fetch_lists.Published("t.txt", "", ""), tmp_path)
+
+
+def test_leaks_between_lists_are_looked_for_everywhere(tmp_path, photo):
+    root = lists_and_images(tmp_path, photo)
+    lines = (root / "test.txt").read_text().splitlines(keepends=True)
+    write(root / "val.txt", "".join(lines[:3]) + (root / "database.txt").read_text().splitlines(keepends=True)[-1])
+    with pytest.raises(UserError, match=r"val\.txt:1: 3 of the 6 test images are in the validation queries too"):
+        from_lists.load(LISTS, root)
+    train = (root / "train.txt").read_text()
+    write(root / "train.txt", lines[5] + train)
+    data = from_lists.load(LISTS, root, drop_leaks=True)
+    assert (len(data.val), len(data.database), len(data.train)) == (1, 39, 10) and len(data.notes) == 3
+    (root / "val.txt").unlink()
+    with pytest.raises(UserError, match=r"train\.txt:1: 1 of the 6 test images are in the training images too"):
+        from_lists.load(LISTS, root)
+
+
+def test_published_images_stay_as_stored(tmp_path, photo):
+    lists_and_images(tmp_path, photo)
+    assert from_lists.load(LISTS, tmp_path).source.upright
+    assert not from_lists.load(replace(LISTS, name="coco", own=False), tmp_path).source.upright
+    assert not any(p.own for name, p in PROTOCOLS.items() if name != "lists")
+
+
+def test_the_check_says_what_training_would(tmp_path, photo, command):
+    root = lists_and_images(tmp_path, photo)
+    (root / "im/020.jpg").unlink()
+    (root / "database.txt").unlink()
+    write(root / "train.txt", "".join(f"im/{i:03d}.jpg 1\n" for i in range(10, 30)))
+    write(root / "test.txt", "im/000.jpg 1\n")
+    done = command("-m", "scripts.check_data", "--dataset", "lists", "--data-dir", root)
+    assert done.returncode == 1 and "2 problems: data set lists: its val part is empty" in done.stderr
+    assert "train.txt:11: im/020.jpg is not there" in done.stderr and done.stderr.count("im/020") == 1
+
+
+# Shards
+
+
+def test_a_cut_or_corrupt_shard_is_refused(tmp_path):
+    members = {f"{i}.{ending}": data for i in range(4) for ending, data in (("png", png(i)), ("cls", b"0"))}
+    whole = tar_of(tmp_path / "whole.tar", members).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        heads = [member.offset for member in tar]
+        end = tar.offset
+    assert len(shards.index_shard(tmp_path / "whole.tar").names) == 4
+    corrupt = bytearray(whole)
+    corrupt[heads[4]] ^= 1
+    zeroed = whole[: heads[4]] + bytes(1024) + whole[heads[4] + 1024 :]
+    cuts = [whole[:at] for head in heads[1:] for at in (head, head + 100, head + 512, head + 530)]
+    for damaged in (*cuts, whole[:end], whole[: end + 512], bytes(corrupt), zeroed, whole + b"more"):
+        (tmp_path / "bad.tar").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"bad\.tar: .*write"):
+            shards.index_shard(tmp_path / "bad.tar")
+
+
+@pytest.mark.parametrize("label", ["\u00b2", "9" * 5000, "1000000000", "100000", "-1", "1.0", "\u0663"])
+def test_class_numbers_are_ascii_and_not_absurd(label):
+    with pytest.raises(UserError, match="neither a class number below 100,000"):
+        shards.parse_labels(label, "x")
+    assert shards.parse_labels("0099999\n", "x") == [99999]
+
+
+def test_a_query_in_the_database_shards_is_found_by_content(tmp_path):
+    for part, first in (("train", 0), ("test", 3)):
+        numbers = range(first, first + 4)  # 3 is in both
+        tar_of(
+            tmp_path / f"{part}-0.tar", {f"{i}.{e}": c for i in numbers for e, c in (("png", png(i)), ("cls", b"0"))}
+        )
+    with pytest.raises(UserError, match=r"1 database images.*train-0\.tar/3\.png is test-0\.tar/3\.png"):
+        shards.load(tmp_path)
+    data = shards.load(tmp_path, drop_leaks=True, cache_dir=tmp_path / "cache")
+    assert len(data.database) == len(data.train) == 3 and len(list((tmp_path / "cache").glob("*.npz"))) == 1
+
+
+def test_shards_hold_each_image_once_and_no_query_to_search(tmp_path, photo, capsys):
+    data = from_lists.load(LISTS, lists_and_images(tmp_path / "lists", photo))
+    files = write_shards(data, tmp_path / "shards", per_shard=9)
+    assert "6 queries are left out of the database shards" in capsys.readouterr().out
+    held = [name for file in files for name in shards.index_shard(file).names]
+    assert len(held) == len(data.source) == 46 and not list((tmp_path / "shards").glob("train-*.tar"))
+    again = shards.load(tmp_path / "shards")
+    kept = {
+        "database": np.setdiff1d(data.database, data.val),
+        **{part: getattr(data, part) for part in ("train", "val", "test")},
+    }
+    for part, rows in kept.items():
+        before, after = data.source.digests[rows], again.source.digests[getattr(again, part)]
+        assert (before == after).all()
+
+
+def test_training_images_that_are_not_searched_have_shards_of_their_own(tmp_path):
+    data = digits.load(limit=20)
+    write_shards(replace(data, database=data.database[10:]), tmp_path / "s", per_shard=100)
+    again = shards.load(tmp_path / "s")
+    assert (len(again.train), len(again.database)) == (20, 10) and set(again.database) < set(again.train)
+
+
+def test_photographs_in_shards_are_upright(tmp_path):
+    for i, orientation in enumerate((1, 6, 3, 8)):
+        content = lying(tmp_path / f"{i}.jpg", orientation).read_bytes()
+        part = "train" if i < 2 else "test"
+        tar_of(tmp_path / f"{part}-{i}.tar", {"1.jpg": content, "1.cls": b"0"})
+    assert [tuple(image.shape[1:]) for image in shards.load(tmp_path).source] == [
+        (20, 40),
+        (40, 20),
+        (20, 40),
+        (40, 20),
+    ]
