@@ -164,6 +164,9 @@ def load(
             f"{root}: no images in it; images ({', '.join(sorted(IMAGE_SUFFIXES))}) lie one folder a class: {LAYOUT}"
         )
     files, notes = _drop_broken(root, files, skip_broken)
+    stray = [name for top in (root, *folders.values()) for name in _listing(top)[1] if _is_image(name)]
+    if stray:
+        notes.append(f"{len(stray)} images lie in no class folder and are left out, the first {stray[0]}")
     if not files:
         raise UserError(f"{root}: no image in it can be read")
     names = [name for name, _ in files]

@@ -210,6 +210,13 @@ def test_half_a_split_is_refused(tmp_path, photo):
         folder.load(tmp_path)
 
 
+def test_images_in_no_class_are_counted(tmp_path, photo):
+    make_folder(tmp_path, photo)
+    photo(tmp_path / "lone.jpg", seed=900), photo(tmp_path / "database/lone.jpg", seed=901)
+    data = folder.load(tmp_path)
+    assert len(data.source) == 20 and "2 images lie in no class folder" in data.notes[0]
+
+
 def test_a_class_may_be_called_train(tmp_path, photo):
     make_classes(tmp_path, photo, classes=("bus", "train"))
     assert folder.load(tmp_path).classes == ["bus", "train"]
