@@ -135,7 +135,7 @@ def _read_lines(file: Path, n_labels: int | None) -> tuple[list[str], np.ndarray
         # A path may hold spaces, so labels are counted from the end.
         width = width or _first_width(file, line)
         name, *words = line.rsplit(maxsplit=width)
-        if name.endswith((" 0", " 1", "\t0", "\t1")):
+        if name.endswith((" 0", " 1", "\t0", "\t1")) or len(words) < width or not words[0].isdecimal():
             raise UserError(f"{file}:{number}: {_trailing_labels(line)} labels, {width} are needed")
         rows.append(_labels_of(file, number, words, width))
         names.append(name)

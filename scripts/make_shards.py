@@ -46,6 +46,10 @@ def rows_of(images: HashingData) -> dict[str, np.ndarray]:
 def write_parts(images: HashingData, folder: Path, per_shard: int) -> None:
     folder.mkdir()
     single = (images.labels.sum(axis=1) == 1).all()
+    if images.labels.shape[1] == 1 and not single:
+        raise UserError(
+            "one 0/1 column can't be told from class numbers in shards; write a column a class, '1 0' and '0 1'"
+        )
     trained = set(images.train.tolist())
     rows = rows_of(images)
     if left_out := len(images.database) - len(rows["database"]):

@@ -316,6 +316,8 @@ def test_remarks_on_data_that_judges_nothing():
     "text, n_labels, words",
     [
         ("a.jpg 1 0\nb.jpg 1 0 1\n", None, r"x\.txt:2: 3 labels, 2 are needed"),
+        ("a.jpg 1 0\nmy b.jpg 1\n", None, r"x\.txt:2: 1 labels, 2 are needed"),
+        ("my a.jpg 1\n", 3, r"x\.txt:1: 1 labels, 3 are needed"),
         ("a.jpg 1 0 1\n", 2, r"x\.txt:1: 3 labels, 2 are needed"),
         ("a.jpg\t1\t0\t1\n", 2, r"x\.txt:1: 3 labels, 2 are needed"),
         ("a.jpg 7\n", None, r"x\.txt:1: .*'7' looks like a class number; 0/1 rows are needed"),
@@ -486,6 +488,12 @@ def test_shards_hold_each_image_once_and_no_query_to_search(tmp_path, photo, cap
     for part, rows in kept.items():
         before, after = data.source.digests[rows], again.source.digests[getattr(again, part)]
         assert (before == after).all()
+
+
+def test_one_column_of_0_and_1_is_not_written_as_class_numbers(tmp_path):
+    data = digits.load(limit=10)
+    with pytest.raises(UserError, match="one 0/1 column can't be told from class numbers"):
+        write_shards(replace(data, labels=data.labels[:, :1]), tmp_path / "s", per_shard=9)
 
 
 def test_training_images_that_are_not_searched_have_shards_of_their_own(tmp_path):
