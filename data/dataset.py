@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def remarks(data: HashingData) -> list[str]:
 
 
 def without_shared_content(
-    source: ImageSource, parts: dict[str, np.ndarray], drop: bool
+    root: Path, source: ImageSource, parts: dict[str, np.ndarray], drop: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Parts without images of the same content as a query, and notes of how many went; refused unless ``drop``.
 
@@ -113,7 +114,7 @@ def without_shared_content(
             f"{source.names[first]} is {source.names[query]}"
         )
         if not drop:
-            raise UserError(f"{what}; remove one of each, or drop them from {part} with --drop-leaks")
+            raise UserError(f"{root}: {what}; remove one of each, or drop them from {part} with --drop-leaks")
         parts[part] = parts[part][~shared]
         notes.append(f"dropped from {part}: {what}")
     return parts, notes

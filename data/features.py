@@ -82,7 +82,7 @@ class Extractor:
             len(used),
             self.backbone.dim,
             extract,
-            f"{self.backbone.name} features of {self.data.name}",
+            f"{self.backbone.name} features of {self.data.title}",
         )
         return RowsOf(features, np.searchsorted(used, rows))
 
@@ -104,7 +104,7 @@ class Extractor:
             **rotated,
         )
         features = self.cache.get(
-            facts, n_views * n, self.backbone.dim, extract, f"{self.backbone.name} views of {self.data.name}"
+            facts, n_views * n, self.backbone.dim, extract, f"{self.backbone.name} views of {self.data.title}"
         )
         return features.reshape(n_views, n, self.backbone.dim)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.dataset import HashingData, one_hot, without_shared_content
 from data.sources import IMAGE_SUFFIXES, FileImages, broken_images
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.seeds import seed_of
 
 QUERY_SHARE = 0.2  # of each class, where the folder has no split of its own; half validates, half asks
@@ -91,7 +91,7 @@ def _parts_of(root: Path) -> dict[str, Path]:
         halves = [f.name for f in named if (inside := _listing(f))[0] and not any(map(_is_image, inside[1]))]
         if halves:
             raise UserError(
-                f"{root}: {', '.join(halves)} (of a split?) and {', '.join(others[:NAMED_AT_MOST])} (of classes?) lie "
+                f"{root}: {some(halves)} (of a split?) and {some(others)} (of classes?) lie "
                 f"side by side; images lie as {LAYOUT}"
             )
         return {}
@@ -181,13 +181,13 @@ def load(
         database, test, val = (np.flatnonzero(part == p) for p in ("database", "test", "val"))
         unseen = sorted({class_names[c] for c in set(np.delete(classes, database)) - set(classes[database])})
         if unseen:
-            notes.append(f"query classes with no image in the database (their AP is 0): {', '.join(unseen)}")
+            notes.append(f"query classes with no image in the database (their AP is 0): {some(unseen, 20)}")
     else:
         database, test = _split_by_seed(classes, draw)
         val = test[:0]
         single = [class_names[c] for c in np.flatnonzero(np.bincount(classes) == 1)]
         if single:
-            notes.append(f"classes with one image, kept in the database, never a query: {', '.join(single)}")
+            notes.append(f"classes with one image, kept in the database, never a query: {some(single, 20)}")
     if len(test) + len(val) < 2 or len(database) < 2:
         raise UserError(
             f"{root}: {len(database)} database and {len(test) + len(val)} query images; at least 2 of each are "
@@ -198,7 +198,7 @@ def load(
         val, test = np.split(queries, [len(queries) // 2])
     source = FileImages(root, names, upright=True, cache_dir=cache_dir)
     parts = {"database": database, "train": database, "val": val, "test": test}
-    parts, dropped = without_shared_content(source, parts, drop_leaks)
+    parts, dropped = without_shared_content(root, source, parts, drop_leaks)
     return HashingData(
         name="folder",
         source=source,

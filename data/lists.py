@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line, some
 
 NAMES_AT_MOST = 5
 ROWS_NEEDED = "0/1 rows are needed, one column a class: of 4 classes number 2 is '0 0 1 0'"
@@ -169,11 +169,11 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
             )  # else it warns of mixed columns
         )
     except Exception as error:  # pandas and pyarrow raise a dozen kinds, some of many lines
-        raise UserError(f"{file}: not a readable table ({str(error).strip().partition(chr(10))[0]})") from None
+        raise UserError(f"{file}: not a readable table ({first_line(error)})") from None
     if file.suffix == ".csv" and not isinstance(table.index, pd.RangeIndex):
         raise UserError(f"{file}: more fields a line than its first line names; name each column there")
     if "path" not in table:
-        raise UserError(f"{file}: no column 'path'; there are: {', '.join(map(str, table.columns))}")
+        raise UserError(f"{file}: no column 'path'; there are: {some(table.columns)}")
     if not len(table):
         raise UserError(f"{file}: empty list")
     header = 1 if file.suffix == ".csv" else 0
@@ -248,7 +248,7 @@ def aligned(parts: dict[str, ImageList]) -> dict[str, ImageList]:
         if odd := sorted(set(one.classes) ^ set(first.classes)):
             raise UserError(
                 f"{one.file}: its label columns are not those of {first.file}; only one of them has "
-                f"{', '.join(odd[:NAMES_AT_MOST])}; give both the same columns"
+                f"{some(odd)}; give both the same columns"
             )
         order = [one.classes.index(name) for name in first.classes]
         parts[part] = replace(one, labels=one.labels[:, order], classes=first.classes)

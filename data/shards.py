@@ -30,7 +30,7 @@ from utils.seeds import seed_of
 
 PARTS = ("train", "database", "test", "val")
 K = 5000
-CLASS_NUMBER = re.compile("0*[0-9]{1,5}")  # below 100,000: each is a column of labels
+CLASS_NUMBER = re.compile("0{0,20}[0-9]{1,5}")  # below 100,000: each is a column of labels
 
 
 class ShardImages:
@@ -214,7 +214,7 @@ def load(root: Path, seed: int = 0, drop_leaks: bool = False, cache_dir: Path | 
         notes.append("validation queries: half of the test shards")
     source = ShardImages([shard for _, shard in shards], names, np.array(places, dtype=np.int64), True, cache_dir)
     parts = {"train": train, "database": database, "val": val, "test": test}
-    parts, dropped = without_shared_content(source, parts, drop_leaks)
+    parts, dropped = without_shared_content(root, source, parts, drop_leaks)
     return HashingData(
         name="shards",
         source=source,
