@@ -145,7 +145,7 @@ def describe(args, run: Trained, hashers: list[Hasher], images: HashingData) -> 
     trained, taught = read_environment(run.folder), read_environment(teacher.folder)
     return {
         "run": str(args.run),
-        "dataset": images.name,
+        "dataset": images.title,
         "data": images.fingerprint,
         "queries": args.queries,
         "n_queries": len(asked(args, images)),
@@ -225,11 +225,11 @@ def dump_codes(args, pairs: dict[str, Search], images: HashingData) -> None:
 
 
 def draw(args, target: Path, images: HashingData, reports: dict[str, dict]) -> None:
-    draw_curves(reports, target.with_suffix(".png"), f"{images.name}, {args.queries} queries")
+    draw_curves(reports, target.with_suffix(".png"), f"{images.title}, {args.queries} queries")
     if args.pictures:
         first = next(iter(reports))
         file = target.with_name(f"{target.stem}_retrieved.png")
-        draw_retrieved(retrieved_rows(args, images, reports[first]), file, f"{first} top 10, {images.name}")
+        draw_retrieved(retrieved_rows(args, images, reports[first]), file, f"{first} top 10, {images.title}")
 
 
 def write(target: Path, facts: dict, reports: dict[str, dict]) -> dict:
