@@ -126,7 +126,12 @@ def parse() -> argparse.Namespace:
     """The command line, over what the student takes from its teacher's run."""
     parser = make_parser()
     known = read_args(parser.parse_known_args()[0].teacher)
-    parser.set_defaults(**{name: known[name] for name in INHERITED if name in known})
+    inherited = {name: known[name] for name in INHERITED if name in known}
+    try:
+        parser.check(inherited)
+    except UserError as error:
+        raise UserError(f"the teacher's args.yaml: damaged ({error}); train it again") from None
+    parser.set_defaults(**inherited)
     return parser.parse_args()
 
 

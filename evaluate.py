@@ -85,6 +85,11 @@ def parser_of(run: Trained) -> Parser:
 
 def run_options(args, run: Trained) -> argparse.Namespace:
     """The run's own options, with what this command line overrides."""
+    for one in (run, run.teacher) if run.teacher else (run,):
+        try:
+            parser_of(one).check(one.args)
+        except UserError as error:
+            raise UserError(f"{one.folder}/args.yaml: damaged ({error}); train that run again") from None
     kept = argparse.Namespace(**parser_of(run).defaults() | run.args)  # an older run may lack a newer option
     for name in ("data_dir", "cache_dir", "lists_dir"):
         value = getattr(args, name, None) or getattr(kept, name, None)

@@ -168,6 +168,8 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
                 file, dtype={"path": str, "labels": str}, low_memory=False
             )  # else it warns of mixed columns
         )
+        for column in {"path", "labels"} & set(table.columns):
+            table[column] = table[column].astype(object)  # arrow reads its bytes only now
     except Exception as error:  # pandas and pyarrow raise a dozen kinds, some of many lines
         raise UserError(f"{file}: not a readable table ({first_line(error)})") from None
     if file.suffix == ".csv" and not isinstance(table.index, pd.RangeIndex):
@@ -179,7 +181,7 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
     header = 1 if file.suffix == ".csv" else 0
     if missing := np.flatnonzero(table["path"].isna()).tolist():
         raise UserError(f"{file}:{missing[0] + 1 + header}: no path")
-    if (kind := pd.api.types.infer_dtype(table["path"].astype(object))) != "string":
+    if (kind := pd.api.types.infer_dtype(table["path"])) != "string":
         raise UserError(f"{file}: its column 'path' holds {kind}, not text")
     if "labels" in table:
         cells = [c.split() if isinstance(c, str) else [str(v) for v in np.atleast_1d(c)] for c in table["labels"]]

@@ -140,6 +140,8 @@ def index_shard(shard: Path) -> ShardIndex:
         raise UserError(f"{shard}: truncated or no uncompressed tar file ({error}); write it again") from None
     if odd := sorted(images.keys() ^ labels.keys()):
         raise UserError(f"{shard}: {odd[0]} has {'no .cls label' if odd[0] in images else 'no image'}")
+    if not images:
+        raise UserError(f"{shard}: holds no image; remove it, or write or copy it again")
     return ShardIndex(
         [f"{shard.name}/{name}" for name, _, _ in images.values()],
         [(offset, size) for _, offset, size in images.values()],
@@ -166,13 +168,15 @@ def _ends_here(shard: Path, offset: int) -> None:
         raise UserError(f"{shard}: cut or damaged; write or copy it again")
 
 
-def label_rows(labels: list[list[int]], where: Path) -> np.ndarray:
+def label_rows(labels: list[list[int]], names: list[str], root: Path) -> np.ndarray:
     """Class numbers or 0/1 rows of all samples as uint8 [n, L]."""
-    widths = {len(row) for row in labels}
-    if len(widths) > 1:
-        raise UserError(f"{where}: its shards have labels of different widths ({', '.join(map(str, sorted(widths)))})")
+    width = len(labels[0])
+    if other := next((i for i, row in enumerate(labels) if len(row) != width), None):
+        raise UserError(
+            f"{root / names[other]}: labels of different widths, {len(labels[other])} here, {width} in {names[0]}"
+        )
     rows = np.array(labels)
-    return one_hot(rows[:, 0], int(rows.max()) + 1) if widths == {1} else rows.astype(np.uint8)
+    return one_hot(rows[:, 0], int(rows.max()) + 1) if width == 1 else rows.astype(np.uint8)
 
 
 def load(root: Path, seed: int = 0, drop_leaks: bool = False, cache_dir: Path | None = None) -> HashingData:
@@ -205,7 +209,7 @@ def load(root: Path, seed: int = 0, drop_leaks: bool = False, cache_dir: Path | 
     if not rows["train"]:
         raise UserError(f"{root}: no image to train on: no train-*.tar, and no KEY.train beside a database image")
     train, database, test, val = (np.array(rows[part], dtype=np.int64) for part in PARTS)
-    matrix, notes = label_rows(labels, root), []
+    matrix, notes = label_rows(labels, names, root), []
     if not len(database):
         database = train
     if not len(val):

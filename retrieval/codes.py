@@ -66,6 +66,6 @@ def read_training_codes(run: Path) -> np.ndarray:
     """
     file = Path(run) / TRAINING_CODES
     kept = read_arrays(file, codes=("u", 2), bits=("iu", 0))
-    if not 0 <= 8 * kept["codes"].shape[1] - kept["bits"] < 8:
+    if not len(kept["codes"]) or not 0 <= 8 * kept["codes"].shape[1] - kept["bits"] < 8 or kept["bits"] < 1:
         raise UserError(f"{file}: damaged ({kept['codes'].shape[1]} bytes for {kept['bits']} bits); make it again")
     return unpack(kept["codes"], int(kept["bits"]))

@@ -32,12 +32,13 @@ def main() -> None:
     run_args = read_args(args.run)
     if not (args.run / "clusters.npz").exists():
         raise UserError(f"{args.run}: no clusters.npz; only runs of --method brcd make clusters")
-    kept = read_arrays(args.run / "clusters.npz", labels=("iu", 1), centroids=("f", 2))
+    file = args.run / "clusters.npz"
+    kept = read_arrays(file, labels=("iu", 1), centroids=("f", 2))
     labels, n_clusters = kept["labels"], len(kept["centroids"])
-    networks = {
-        "teacher": redundancy(read_training_codes(Path(run_args["teacher"])), labels, n_clusters, run_args["margin"]),
-        "student": redundancy(read_training_codes(args.run), labels, n_clusters, run_args["margin"]),
-    }
+    codes = {"teacher": read_training_codes(Path(run_args["teacher"])), "student": read_training_codes(args.run)}
+    if {len(c) for c in codes.values()} != {len(labels)} or not ((labels >= 0) & (labels < n_clusters)).all():
+        raise UserError(f"{file}: its clusters are not those of the training codes; train that run again")
+    networks = {name: redundancy(c, labels, n_clusters, run_args["margin"]) for name, c in codes.items()}
     print(f"{n_clusters} clusters, margin {run_args['margin']}\ncodes     mean |bit mean|  below the margin")
     for name, f in networks.items():
         print(f"{name:8}  {f['mean']:15.3f}  {f['below_margin']:16.1%}")

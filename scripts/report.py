@@ -18,7 +18,7 @@ from losses.brcd import BRCDOptions
 from losses.methods import METHODS
 from utils import figures
 from utils.errors import UserError, first_line
-from utils.files import read_arrays, read_json, written_aside
+from utils.files import read_arrays, read_csv, read_json, written_aside
 from utils.options import Parser
 from utils.runs import read_args, read_environment, read_summary
 
@@ -30,6 +30,10 @@ SWEPT = ("alpha", "margin", "clusters")  # BRCD's hyperparameters in the sensiti
 SWEPT_ENDS = {"margin": ({"mask": False}, 0.0), "alpha": ({"structural": False}, 1.0)}  # the same by another name
 OWN = frozenset().union(*(method.own for method in METHODS.values()))
 RESAMPLES = 5000
+TEXTS = (
+    *("dataset", "data", "queries", "method", "teacher_hashing", "teacher_backbone", "student_backbone"),
+    *("engine", "precision", "commit", "teacher_commit", "command", "teacher_command", "run"),
+)
 
 
 def read_rows(files: list[Path]) -> pd.DataFrame:
@@ -77,10 +81,13 @@ def _row(result: dict, setting: str, file: Path) -> dict:
         raise ValueError(f"a metric of '{setting}' is no number from 0 to 1")
     if not all(isinstance(result[key], int) for key in ("bits", "seed", "teacher_seed")):
         raise ValueError("bits or a seed is no whole number")
-    if not all(isinstance(result[key], str) for key in ("method", "dataset", "queries", "teacher_backbone")):
+    if not all(isinstance(result[key], str) for key in TEXTS):
         raise ValueError("a name is no text")
-    curve = report["precision_recall"]
-    if len({len(curve[key]) for key in ("precision", "recall", "answered")}) != 1:
+    options = (*result["options"].items(), *result["teacher_options"].items())
+    if not all(isinstance(value, str | int | float | None) for _, value in options):
+        raise ValueError("an option is no plain value")
+    curve = np.array([report["precision_recall"][key] for key in ("precision", "recall", "answered")], dtype=float)
+    if not ((curve >= 0) & (curve <= 1 + 1e-9)).all():
         raise ValueError("its precision-recall curve is cut")
     hashing, size = result["teacher_hashing"], result.get("student_size")
     return {
@@ -235,10 +242,12 @@ def paired_bootstrap(difference: np.ndarray, seed: int = 0) -> np.ndarray:
 def average_precisions(runs: pd.DataFrame, setting: str) -> dict[int, np.ndarray]:
     """AP of each query, by seed, of the runs that kept it."""
     kept = {}
-    for seed, result in runs[["seed", "file"]].itertuples(index=False):
+    for seed, result, value in runs[["seed", "file", "map"]].itertuples(index=False):
         file = Path(result).with_suffix(".npz")
         if file.exists():
             kept[seed] = read_arrays(file, **{setting: ("f", 1)})[setting]
+            if not len(kept[seed]) or not abs(kept[seed].mean() - value) < 1e-9:
+                raise UserError(f"{file}: its AP of each query is not that of {result}; evaluate that run again")
     return kept
 
 
@@ -305,7 +314,11 @@ def write_records(rows: pd.DataFrame, out: Path) -> None:
             {"run": str(folder), **summary, "arguments": read_args(folder), "environment": read_environment(folder)}
         )
         if (folder / "log.csv").exists():  # a teacher by ITQ has no epochs
-            logs.append(pd.read_csv(folder / "log.csv").assign(run=str(folder)))
+            rows_of_run = pd.DataFrame(read_csv(folder / "log.csv"))
+            try:
+                logs.append(rows_of_run.apply(pd.to_numeric).assign(run=str(folder)))
+            except ValueError as error:
+                raise UserError(f"{folder / 'log.csv'}: damaged ({first_line(error)}); resume that run") from None
     with written_aside(out / "runs.jsonl", "w") as file:
         file.writelines(json.dumps(run) + "\n" for run in runs)
     if logs:

@@ -123,7 +123,7 @@ def test_damaged_features_are_refused_also_where_more_are_asked_for(tmp_path, da
     cache.get({}, 10, 3, lambda start: rows_from(start, 10), "t")
     damage(next(tmp_path.glob("*/features.bin")))
     for rows in (10, 12):
-        with pytest.raises(UserError, match=r"features\.bin: damaged; delete .*extracted again"):
+        with pytest.raises(UserError, match=r"features\.bin: damaged, or its rows\.json; delete .*extracted again"):
             cache.get({}, rows, 3, lambda start, rows=rows: rows_from(start, rows), "t")
 
 

@@ -41,6 +41,7 @@ def option(word: str) -> tuple[str, object]:
 
 
 def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None, multi_label=False):
+    value = value if ap is None else float(ap.mean())
     report = {
         "k": 10,
         "map": {"stable/retrieved": value, "expected/min": 0.1},
@@ -75,7 +76,7 @@ def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None, multi_l
         "command": "x",
         "run": "r",
         "sshp": report,
-        "ashp": {**report, "map": {"stable/retrieved": value - 0.1}},
+        "ashp": {**report, "map": {"stable/retrieved": value - 0.1 * (ap is None)}},
         "teacher": report,
     }
     (folder / "test.json").write_text(json.dumps(content))

@@ -114,7 +114,9 @@ class Entry:
         stop = min(blocks * BLOCK, known * self.width)
         there = checksums(self.data, 0, stop) if state else None
         if there != sums[:blocks] and blocks:
-            raise UserError(f"{self.data}: damaged; delete {self.folder}, and its features are extracted again")
+            raise UserError(
+                f"{self.data}: damaged, or its rows.json; delete {self.folder}, and its features are extracted again"
+            )
         self.checked[self.data] = state, rows * self.width
 
     def append(self, start: int, rows: int, extract: Callable[[int], Iterable[torch.Tensor]], title: str) -> None:

@@ -18,7 +18,11 @@ REASONS = {
 
 
 class UserError(Exception):
-    """A mistake or a condition that the user can mend; the message says what, where and what to do."""
+    """A mistake or a condition that the user can mend; the message says what, where and what to do, in one line."""
+
+    def __init__(self, message: str):
+        line = " ".join(part.strip() for part in message.splitlines())
+        super().__init__(line if len(line) <= 900 else f"{line[:600]} … {line[-200:]}")
 
 
 @contextlib.contextmanager
@@ -77,7 +81,7 @@ def guarded(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(_say_interrupted())
     except BrokenPipeError:

@@ -10,6 +10,7 @@ import pickle
 import struct
 import tempfile
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,10 @@ def read_checkpoint(path: Path, kind: str, version: int | None = None) -> dict:
         UserError: missing, truncated, not ours, of another kind or version, or holding objects that would run code.
     """
     try:
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if torn := archive.testzip():
+                    raise BadZipFile(f"checksum of {torn}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles: they are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -21,6 +21,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UserError(message.removeprefix("argument "))
 
+    def check(self, values: dict) -> None:
+        """Raises UserError for a value, out of a file, that the command line would not have taken."""
+        for action in self._actions:
+            value = values.get(action.dest, action.default)
+            if isinstance(action.default, bool):
+                bad = not isinstance(value, bool)
+            else:
+                bad = (value is None and action.default is not None) or isinstance(value, bool | list | dict)
+            try:
+                if not bad and value is not None and action.type is not None:
+                    action.type(str(value))
+            except (argparse.ArgumentTypeError, ValueError):
+                bad = True
+            if bad:
+                raise UserError(f"{action.option_strings[0]} can't be {str(value)[:40]!r}")
+
     def defaults(self) -> dict:
         """Every option with its default; what is required has None."""
         return {a.dest: a.default for a in self._actions if a.dest != "help"}

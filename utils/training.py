@@ -80,10 +80,13 @@ def fit(
     state = distributed.from_first(read_checkpoint(last, KIND) if last.exists() else None)
     if state is not None:
         try:
+            best, stale, first, seconds, run.rows = (state[k] for k in ("best", "stale", "epoch", "seconds", "rows"))
+            assert stale >= 0 <= seconds and [row["epoch"] for row in run.rows] == list(range(1, first + 1))
+            assert all(math.isfinite(b["value"]) and 0 < b["epoch"] <= first for b in best.values())
+            assert all(value.isfinite().all() for value in state["module"].values())
             module.load_state_dict(state["module"])
             optimizer.load_state_dict(state["optimizer"])
-            best, stale, first, seconds, run.rows = (state[k] for k in ("best", "stale", "epoch", "seconds", "rows"))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
             raise UserError(f"{last}: incomplete ({first_line(error)}); delete it to begin that run again") from None
         print(f"resuming after epoch {first}")
     stopped = stale > schedule.patience
