@@ -66,12 +66,20 @@ def replace(data: bytes, other: bytes) -> bytes:
     return other
 
 
-def mutations(own: list[bytes], foreign: list[bytes], text: bool) -> st.SearchStrategy[list[tuple]]:
+def edit(data: bytes, number: int, other: bytes) -> bytes:
+    """A well-formed file of wrong contents in this one's place."""
+    return other
+
+
+def mutations(
+    own: list[bytes], foreign: list[bytes], edits: list[bytes], text: bool
+) -> st.SearchStrategy[list[tuple]]:
     """Lists of (function, arguments after the bytes), to be applied in turn.
 
     Args:
         own: valid files of the same kind, to splice with.
         foreign: the contents of other kinds of files.
+        edits: well-formed files of wrong contents.
         text: words are replaced as well.
     """
     blows = [
@@ -86,7 +94,9 @@ def mutations(own: list[bytes], foreign: list[bytes], text: bool) -> st.SearchSt
     if text:
         blows += [st.tuples(st.just(word), st.integers(0, 500), st.sampled_from(WORDS))] * 3
     once = st.one_of(*blows, st.tuples(st.just(replace), st.sampled_from([b"", *own, *foreign])))
-    return st.one_of(once.map(lambda blow: [blow]), st.lists(st.one_of(blows), min_size=2, max_size=4))
+    several = st.lists(st.one_of(blows), min_size=2, max_size=4)
+    edited = [st.tuples(st.just(edit), st.integers(0, len(edits) - 1)).map(lambda e: [(*e, edits[e[1]])])] if edits else []
+    return st.one_of(once.map(lambda blow: [blow]), several, *edited)
 
 
 def apply(data: bytes, blows: list[tuple]) -> bytes:

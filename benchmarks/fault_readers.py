@@ -490,14 +490,17 @@ def are_texts(value: tuple, folder: Path) -> bool:
     return all(isinstance(text, str) for text in value)
 
 
-def read_finished(folder: Path) -> bool:
+def read_finished(folder: Path) -> tuple[bool, bool]:
+    """(whether the run counts as finished, whether its summary is one)."""
     args = yaml.safe_load((folder / "student" / "args.yaml").read_text())
-    return Run(folder / "student", args, resume=True).finished
+    finished = Run(folder / "student", args, resume=True).finished
+    return finished, is_json(folder / "student" / "summary.json", {"best", "epochs"})
 
 
-def is_finished(value: bool, folder: Path) -> bool:
-    """Unfinished is right for a summary that is none, finished is not."""
-    return not value or is_json(folder / "student" / "summary.json", {"best", "epochs"})
+def is_finished(value: tuple[bool, bool], folder: Path) -> bool:
+    """A run may be taken up again for a summary that is none; it may not count as finished by it."""
+    finished, is_summary = value
+    return is_summary or not finished
 
 
 def is_json(file: Path, keys: set) -> bool:
