@@ -26,10 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 NETWORK = "efficientnet_lite0"
 LIMIT, EPOCHS = 60, 12
 MODULES = ["train_teacher", "distill", "evaluate", "scripts.report"]
+ENGINE = ["--device", "cpu", "--engine", "torch"]  # eager: nothing is compiled, which would take most of the time
 SECONDS = 120  # a command that takes longer hangs
 PROGRESS = re.compile(r"\d+%\|")
 # One thread a process, so that the bits depend on nothing else; few lines of progress bars.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "60", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TQDM_MININTERVAL": "60",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}",
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Bench:
 
 
 def digits(cache: Path) -> list:
-    return ["--dataset", "digits", "--limit", LIMIT, "--size", 64, "--views", 2, "--device", "cpu", "--cache-dir", cache]
+    return ["--dataset", "digits", "--limit", LIMIT, "--size", 64, "--views", 2, "--cache-dir", cache, *ENGINE]
 
 
 def epochs(number: int) -> list:
@@ -93,9 +99,21 @@ def report_words(out: Path, bench: Bench) -> list:
 
 
 def grid_words(folder: Path, bench: Bench) -> list:
-    flags = f"--size 64 --limit {LIMIT} --validate-every 2"
-    options = ["--methods", "brcd --clusters 3", "none", "--bits", 16, "--views", 2, "--teacher-epochs", 6, "--epochs", 6]
-    options += ["--teacher", NETWORK, "--device", "cpu", "--cache-dir", bench.cache, "--jobs", 2]
+    flags = f"--size 64 --limit {LIMIT} --validate-every 2 --engine torch"
+    options = [
+        "--methods",
+        "brcd --clusters 3",
+        "none",
+        "--bits",
+        16,
+        "--views",
+        2,
+        "--teacher-epochs",
+        6,
+        "--epochs",
+        6,
+    ]
+    options += ["--teacher", NETWORK, *ENGINE[:2], "--cache-dir", bench.cache, "--jobs", 2]
     return ["scripts.compare", "--name", "grid", "--flags", flags, *options]
 
 
@@ -114,7 +132,7 @@ COMMANDS = {
         Command("extraction", lambda f, b: train_words(f / "run", f / "cache", 2), lambda f: cache_made(f / "cache")),
         Command(
             "evaluation",
-            lambda f, b: ["evaluate.py", "--run", f / "run", "--json", f / "out" / "test.json", "--pictures", 1],
+            lambda f, b: ["evaluate.py", "--run", f / "run", "--json", f / "out" / "test.json", "--pictures", 0],
             lambda f: result_made(f / "out" / "test.json"),
             prepare=copy_student,
         ),
@@ -147,7 +165,15 @@ def content(file: Path) -> object:
 
 
 def run_made(run: Path) -> dict:
-    names = ["best_map.pt", "best_sshp.pt", "best_ashp.pt", "log.csv", "train_codes.npz", "clusters.npz", "summary.json"]
+    names = [
+        "best_map.pt",
+        "best_sshp.pt",
+        "best_ashp.pt",
+        "log.csv",
+        "train_codes.npz",
+        "clusters.npz",
+        "summary.json",
+    ]
     made = {name: content(run / name) for name in names if (run / name).exists()}
     made["summary.json"].pop("seconds", None)
     return {name: digest(value) for name, value in made.items()}
@@ -170,7 +196,9 @@ def report_made(out: Path) -> dict:
 
 
 def grid_made(folder: Path) -> dict:
-    made = {f"results/{name}": value for name, value in report_made(folder / "results" / "grid").items() if ".md" in name}
+    made = {
+        f"results/{name}": value for name, value in report_made(folder / "results" / "grid").items() if ".md" in name
+    }
     for file in sorted((folder / "runs" / "grid").glob("*/*/test.json")):
         made |= {f"{file.parent.name}/{name}": value for name, value in result_made(file).items()}
     return made
@@ -303,11 +331,19 @@ def run(command: Command, bench: Bench, folder: Path, **more) -> Ended:
     return finished(begin(command, bench, folder, **more))
 
 
-def make_bench(folder: Path) -> Bench:
-    """The runs that others start from; one of them as a real process, to know what a start costs."""
+def server():
+    """The context of processes that are forked from one that has imported everything."""
+    os.chdir(ROOT)  # the server imports from where it starts first of all, and that may be another checkout
     os.environ.update(ENVIRONMENT)
-    bench = Bench(folder, multiprocessing.get_context("forkserver"))
-    bench.context.set_forkserver_preload(["fault_commands", *MODULES])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fault_inputs", "fault_commands", *MODULES])
+    return context
+
+
+def make_bench(folder: Path, context) -> Bench:
+    """The runs that others start from; one of them as a real process, to know what a start costs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(folder, context)
     log = folder / "bench.log"
     needed = [train_words(bench.teacher, bench.cache)]
     for method in ("brcd", "none"):

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-import multiprocessing
+import itertools
 import os
 import resource
 import shutil
@@ -32,8 +32,22 @@ MEMORY = 4 << 30  # what a reader may take beside what its imports took
 BATCH = 150  # inputs between two looks at the clock
 KEPT = 3  # files of one kind of finding
 # What a person might put in a file's place by mistake; each reader also gets other variants of its own.
-FOREIGN = [b"\x00" * 4096, b"<html>404</html>\n", b"{}\n", b"[]\n", b"a: 1\n", b"\x80\x02}q\x00.", b"PK\x05\x06" + bytes(18)]
-FOREIGN += [b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0\nshowpage\n", b"\x93NUMPY\x01\x00v\x00{'descr': '|O'}", b"PAR1PAR1", bytes(1024)]
+FOREIGN = [
+    b"\x00" * 4096,
+    b"<html>404</html>\n",
+    b"{}\n",
+    b"[]\n",
+    b"a: 1\n",
+    b"\x80\x02}q\x00.",
+    b"PK\x05\x06" + bytes(18),
+]
+FOREIGN += [
+    b"\x89PNG\r\n\x1a\n",
+    b"%!PS-Adobe-3.0\nshowpage\n",
+    b"\x93NUMPY\x01\x00v\x00{'descr': '|O'}",
+    b"PAR1PAR1",
+    bytes(1024),
+]
 
 
 class Hang(BaseException):
@@ -234,7 +248,9 @@ def batch(context, name: str, folder: Path, seed: int, count: int) -> tuple[dict
             tally = said if isinstance(said, dict) else tally
     if not tally:
         process.join(1)
-        what = f"the process dies, exit status {process.exitcode}" if process.exitcode is not None else "it hangs for good"
+        what = (
+            f"the process dies, exit status {process.exitcode}" if process.exitcode is not None else "it hangs for good"
+        )
         file = next(folder.glob(readers()[name].file), None)
         findings.append((what, "its last input", file.read_bytes() if file else b""))
         tally = {"inputs": 1, "finding": 1}
@@ -250,7 +266,9 @@ class Findings:
         self.folder, self.kinds = folder, {}
 
     def add(self, reader: str, what: str, mutation: str, data: bytes | None = None) -> None:
-        kind = self.kinds.setdefault((reader, signature(what)), {"count": 0, "what": what, "mutations": [], "files": []})
+        kind = self.kinds.setdefault(
+            (reader, signature(what)), {"count": 0, "what": what, "mutations": [], "files": []}
+        )
         kind["count"] += 1
         if len(kind["mutations"]) < KEPT:
             kind["mutations"].append(mutation)
@@ -268,9 +286,8 @@ class Findings:
         return [{"reader": reader, **kind} for (reader, _), kind in sorted(self.kinds.items())]
 
 
-def look(seconds: float, seed: int, findings: Findings, jobs: int) -> dict:
+def look(context, seconds: float, seed: int, findings: Findings, jobs: int) -> dict:
     """Batch after batch, reader after reader, until the time is over; the tally of each reader."""
-    context = multiprocessing.get_context("forkserver")
     until, tallies = time.monotonic() + seconds, {name: Counter() for name in readers()}
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
@@ -284,10 +301,14 @@ def look(seconds: float, seed: int, findings: Findings, jobs: int) -> dict:
             shutil.rmtree(folder.parent, ignore_errors=True)
 
     with tempfile.TemporaryDirectory(dir=memory) as top, ThreadPoolExecutor(jobs) as pool:
-        number = 0
-        while time.monotonic() < until:
-            for name in readers():
-                number += 1
-                pool.submit(work, Path(top), name, number).add_done_callback(lambda done: done.result())
-            pool.submit(lambda: None).result()  # all but the last few are done
+
+        def go_on(worker: int) -> None:
+            for number, name in enumerate(itertools.cycle(readers())):
+                if number % jobs == worker:
+                    work(Path(top), name, number)
+                if time.monotonic() > until:
+                    return
+
+        for done in [pool.submit(go_on, worker) for worker in range(jobs)]:
+            done.result()
     return {name: dict(tally) for name, tally in tallies.items()}

@@ -1,6 +1,7 @@
 """Commands killed at random moments and run again: the result must have the bits of an undisturbed run."""
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ from fault_inputs import Findings
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 REAL = 8  # one kill of so many is of a real process, which is also hit while it imports
-GRIDS = 10  # one kill of so many is of a grid, which takes ten times as long as a run
+GRIDS = 25  # one kill of so many is of a grid, which takes ten times as long as a run
 SAID = "interrupted"
 
 
@@ -35,7 +36,9 @@ class Undisturbed:
                 ended = run(command, self.bench, here)
                 assert ended.status == 0, f"{command.name}: {ended.said}"
                 made = command.made(here)
-                assert self.known.setdefault(command.name, (made, 0))[0] == made, f"{command.name}: never the same twice"
+                assert self.known.setdefault(command.name, (made, 0))[0] == made, (
+                    f"{command.name}: never the same twice"
+                )
                 self.known[command.name] = made, ended.seconds
                 shutil.rmtree(here)
         return self.known[command.name]
@@ -44,10 +47,8 @@ class Undisturbed:
 def plan(seed: int, number: int, names: list[str]) -> tuple[Command, signal.Signals, float, bool]:
     """What the kill of that number is: command, signal, moment as a share of the run's time, whether a real process."""
     draw = random.Random(f"{seed} {number}")
-    if number % GRIDS == 4 and "grid" in names:
-        name = "grid"
-    else:
-        name = draw.choice([n for n in names if COMMANDS[n].forks])
+    short = [name for name in names if COMMANDS[name].forks]
+    name = "grid" if "grid" in names and number % GRIDS == 4 else draw.choice(short)
     return COMMANDS[name], draw.choice(SIGNALS), draw.random(), number % REAL == 0 or name == "grid"
 
 
@@ -75,7 +76,9 @@ def faults_of_end(ended: Ended, number: signal.Signals) -> str:
     return ""
 
 
-def kill(bench: Bench, undisturbed: Undisturbed, folder: Path, command: Command, number, share: float, real: bool) -> dict:
+def kill(
+    bench: Bench, undisturbed: Undisturbed, folder: Path, command: Command, number, share: float, real: bool
+) -> dict:
     """One kill and the run after it: {"verdict": right, late or finding, "what": of a finding}."""
     made, seconds = undisturbed.of(command)
     folder.mkdir(parents=True)
@@ -109,8 +112,6 @@ def kills(
         undisturbed.of(COMMANDS[name])
 
     def one(number: int) -> None:
-        if time.monotonic() > until and most is None:
-            return
         command, sent, share, real = plan(seed, number, names)
         folder = bench.folder / f"kill_{number}"
         result = kill(bench, undisturbed, folder, command, sent, share, real)
@@ -122,10 +123,13 @@ def kills(
             findings.add(command.name, f"kill, {what}", f"kill {number}: {sent.name} at {share:.3f} of {kept}'s run")
         shutil.rmtree(folder, ignore_errors=True)
 
+    def go_on(worker: int) -> None:
+        for number in itertools.count(worker, jobs):
+            if number >= most if most is not None else time.monotonic() > until:
+                return
+            one(number)
+
     with ThreadPoolExecutor(jobs) as pool:
-        number = 0
-        while (most is None and time.monotonic() < until) or (most is not None and number < most):
-            for done in [pool.submit(one, number + i) for i in range(jobs)]:
-                done.result()
-            number += jobs
+        for done in [pool.submit(go_on, worker) for worker in range(jobs)]:
+            done.result()
     return {key: dict(tally) for key, tally in tallies.items()}

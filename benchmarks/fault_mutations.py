@@ -71,9 +71,7 @@ def edit(data: bytes, number: int, other: bytes) -> bytes:
     return other
 
 
-def mutations(
-    own: list[bytes], foreign: list[bytes], edits: list[bytes], text: bool
-) -> st.SearchStrategy[list[tuple]]:
+def mutations(own: list[bytes], foreign: list[bytes], edits: list[bytes], text: bool) -> st.SearchStrategy[list[tuple]]:
     """Lists of (function, arguments after the bytes), to be applied in turn.
 
     Args:
@@ -95,7 +93,9 @@ def mutations(
         blows += [st.tuples(st.just(word), st.integers(0, 500), st.sampled_from(WORDS))] * 3
     once = st.one_of(*blows, st.tuples(st.just(replace), st.sampled_from([b"", *own, *foreign])))
     several = st.lists(st.one_of(blows), min_size=2, max_size=4)
-    edited = [st.tuples(st.just(edit), st.integers(0, len(edits) - 1)).map(lambda e: [(*e, edits[e[1]])])] if edits else []
+    edited = (
+        [st.tuples(st.just(edit), st.integers(0, len(edits) - 1)).map(lambda e: [(*e, edits[e[1]])])] if edits else []
+    )
     return st.one_of(once.map(lambda blow: [blow]), several, *edited)
 
 
@@ -109,6 +109,10 @@ def describe(blows: list[tuple]) -> str:
     """ "flip(12, 3); cut(100)", contents by their beginnings."""
 
     def short(argument) -> str:
-        return f"{argument[:16]!r}…{len(argument)}" if isinstance(argument, bytes) and len(argument) > 16 else repr(argument)
+        return (
+            f"{argument[:16]!r}…{len(argument)}"
+            if isinstance(argument, bytes) and len(argument) > 16
+            else repr(argument)
+        )
 
     return "; ".join(f"{function.__name__}({', '.join(map(short, more))})" for function, *more in blows)

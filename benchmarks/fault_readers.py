@@ -173,9 +173,18 @@ def is_list(value: tuple, folder: Path) -> bool:
 def odd_tables(folder: Path) -> list[bytes]:
     good = wide_table(0)
     odd = [
-        *(good.assign(path=column) for column in (range(12), [b"x"] * 12, [None] * 12, [""] * 12, ["a"] * 12, [["a"]] * 12)),
-        *(good.assign(c1=column) for column in ([0.5] * 12, ["x"] * 12, [None] * 12, [True] * 12, [2] * 12, [[0]] * 12)),
-        *(good[["path"]].assign(labels=[cell] * 12) for cell in (None, [], "", [0.5], [[0]], ["x"], b"0 1", 1, {"a": 1})),
+        *(
+            good.assign(path=column)
+            for column in (range(12), [b"x"] * 12, [None] * 12, [""] * 12, ["a"] * 12, [["a"]] * 12)
+        ),
+        *(
+            good.assign(c1=column)
+            for column in ([0.5] * 12, ["x"] * 12, [None] * 12, [True] * 12, [2] * 12, [[0]] * 12)
+        ),
+        *(
+            good[["path"]].assign(labels=[cell] * 12)
+            for cell in (None, [], "", [0.5], [[0]], ["x"], b"0 1", 1, {"a": 1})
+        ),
         *(good[:0], good[["path"]], good[["c0"]], good[[]], pd.concat([good, good]), good.assign(path=pd.NaT)),
     ]
     return [to_bytes(table.to_parquet) for table in odd]
@@ -291,7 +300,20 @@ def is_shards(value: tuple, folder: Path) -> bool:
 
 
 def odd_shards(folder: Path) -> list[bytes]:
-    odd = ["²".encode(), b"9" * 5000, b"1000000000", b"300000", b"-1", b"", b" ", b"1 0", b"0 0 0", b"1.0", b"\xff", b"0 2"]
+    odd = [
+        "²".encode(),
+        b"9" * 5000,
+        b"1000000000",
+        b"300000",
+        b"-1",
+        b"",
+        b" ",
+        b"1 0",
+        b"0 0 0",
+        b"1.0",
+        b"\xff",
+        b"0 2",
+    ]
     members = [samples(0, label) for label in odd]
     less = list(samples(0).items())
     members += [dict(less[:-1]), dict(less[1:]), {}, {"a.txt": b"x"}, {"a.cls": b"1"}, {**samples(0), "0001.jpg": b"x"}]
@@ -453,7 +475,15 @@ def read_student(folder: Path) -> tuple:
     given = argparse.Namespace(data_dir=None, cache_dir=None, lists_dir=None, device=None)
     options = vars(evaluate.run_options(given, run))
     heads = [head_value(head, {}) for one in (run, run.teacher) for head in one.heads.values()]
-    return options, run.size, run.bits, evaluate.named_options(run), evaluate.named_options(run.teacher), heads, run.facts
+    return (
+        options,
+        run.size,
+        run.bits,
+        evaluate.named_options(run),
+        evaluate.named_options(run.teacher),
+        heads,
+        run.facts,
+    )
 
 
 def could_be(value: object, default: object) -> bool:
@@ -518,7 +548,9 @@ def read_records(folder: Path) -> tuple:
 
 
 def are_records(value: tuple, folder: Path) -> bool:
-    return len(value[0]) == 2 and all({"run", "best", "epochs", "arguments", "environment"} <= r.keys() for r in value[0])
+    return len(value[0]) == 2 and all(
+        {"run", "best", "epochs", "arguments", "environment"} <= r.keys() for r in value[0]
+    )
 
 
 def are_codes(value: np.ndarray, folder: Path) -> bool:
@@ -527,7 +559,10 @@ def are_codes(value: np.ndarray, folder: Path) -> bool:
 
 def odd_codes(folder: Path) -> list[bytes]:
     codes = np.zeros((IMAGES, BITS // 8), dtype=np.uint8)
-    odd = [{"codes": c, "bits": BITS} for c in (codes[0], codes[:0], codes[:, :1], codes[:, :0], codes.astype(float), codes[None])]
+    odd = [
+        {"codes": c, "bits": BITS}
+        for c in (codes[0], codes[:0], codes[:, :1], codes[:, :0], codes.astype(float), codes[None])
+    ]
     odd += [{"codes": codes, "bits": b} for b in (0, -8, 2.5, "x", 10**12, [16, 16], BITS + 1, float("nan"))]
     odd += [{"codes": codes}, {"bits": BITS}, {}, {"codes": codes.astype(object), "bits": BITS}]
     return [to_bytes(lambda buffer, one=one: np.savez(buffer, **one)) for one in odd]
@@ -548,7 +583,15 @@ def odd_clusters(folder: Path) -> list[bytes]:
     with np.load(folder / "student" / "clusters.npz") as kept:
         good = dict(kept)
     labels, centroids = good["labels"], good["centroids"]
-    kinds = (labels[:5], labels + 50, labels - 50, labels + 0.5, labels[None], labels.astype(str), labels.astype(object))
+    kinds = (
+        labels[:5],
+        labels + 50,
+        labels - 50,
+        labels + 0.5,
+        labels[None],
+        labels.astype(str),
+        labels.astype(object),
+    )
     odd = [good | {"labels": kind} for kind in (*kinds, labels[:0], np.append(labels, 0), np.float64(1))]
     odd += [good | {"centroids": c} for c in (centroids[:1], centroids[:0], np.float64(1), centroids.astype(object))]
     odd += [{k: v for k, v in good.items() if k != key} for key in good]
@@ -669,14 +712,28 @@ def odd_results(folder: Path) -> list[bytes]:
     odd = changed(good, (None, 7, "x", [], {}, True, -0.5))
     one = good["sshp"]
     odd += [good | {"sshp": r} for r in changed(one, (None, 7, "x", [], {}, float("nan"), -0.5))]
-    odd += [good | {"sshp": one | {key: r}} for key in ("map", "precision_at", "precision_recall") for r in changed(one[key])]
+    odd += [
+        good | {"sshp": one | {key: r}}
+        for key in ("map", "precision_at", "precision_recall")
+        for r in changed(one[key])
+    ]
     odd += [good | {"options": o} for o in ({"alpha": "x"}, {"alpha": None}, {"x": [1]}, {"mask": 0}, {"margin": {}})]
     return [json.dumps(one).encode() for one in [*odd, [], 1, None, "x", {}]]
 
 
 def odd_precisions(folder: Path) -> list[bytes]:
     ap = np.random.RandomState(1).rand(20)
-    kinds = (ap[:5], ap[:0], ap[None], np.float64(1), ap.astype(str), ap.astype(object), ap * float("nan"), ap * 100, ap - 1)
+    kinds = (
+        ap[:5],
+        ap[:0],
+        ap[None],
+        np.float64(1),
+        ap.astype(str),
+        ap.astype(object),
+        ap * float("nan"),
+        ap * 100,
+        ap - 1,
+    )
     odd = [{"sshp": kind, "ashp": ap, "teacher": ap} for kind in kinds] + [{"teacher": ap}, {}]
     return [to_bytes(lambda buffer, one=one: np.savez(buffer, **one)) for one in odd]
 
