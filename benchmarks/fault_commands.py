@@ -335,6 +335,7 @@ def server():
     """The context of processes that are forked from one that has imported everything."""
     os.chdir(ROOT)  # the server imports from where it starts first of all, and that may be another checkout
     os.environ.update(ENVIRONMENT)
+    sys.warnoptions.append("ignore:resource_tracker")  # it cleans up after those that were killed, as it should
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fault_inputs", "fault_commands", *MODULES])
     return context

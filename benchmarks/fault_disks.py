@@ -132,14 +132,16 @@ def disturb(
     return ended.status != 0, [w for w in wrong if w], what
 
 
-def disks(seconds: float, seed: int, findings: Findings, bench: Bench, jobs: int, most: int | None = None) -> dict:
+def disks(
+    undisturbed: Undisturbed, seconds: float, seed: int, findings: Findings, jobs: int, most: int | None = None
+) -> dict:
     """Fault after fault until the time is over; tallies by kind and command."""
-    until, tallies = time.monotonic() + seconds, {}
-    undisturbed = Undisturbed(bench, bench.folder / "undisturbed_disks")
+    bench, tallies = undisturbed.bench, {}
     skipped = can_mount(bench.folder / "mounted")
     kinds = KINDS[2:] if skipped else KINDS
     for name in WRITES:
         undisturbed.of(COMMANDS[name])
+    until = time.monotonic() + seconds
     pairs = [(name, kind) for kind in kinds for name in WRITES]
 
     def one(number: int) -> None:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 10  # longer than this, and a reader hangs
 LONGEST = 1000  # characters of a message that is still a line
 MEMORY = 4 << 30  # what a reader may take beside what its imports took
-BATCH = 150  # inputs between two looks at the clock
+BATCHES = 60, 300  # inputs of a reader at its first turn, so that each has one soon, and at every other
 KEPT = 3  # files of one kind of finding
 # What a person might put in a file's place by mistake; each reader also gets other variants of its own.
 FOREIGN = [
@@ -119,7 +119,7 @@ class Case:
             return "right", ""
         if self.reader.exact and not edited:
             return "finding", "another result in silence, where a checksum could tell"
-        return ("changed", "") if valid else ("finding", "nonsense is accepted in silence")
+        return ("changed", "") if valid else ("finding", f"nonsense is accepted in silence: {first_line(value)}")
 
     def read(self) -> object:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -291,10 +291,10 @@ def look(context, seconds: float, seed: int, findings: Findings, jobs: int) -> d
     until, tallies = time.monotonic() + seconds, {name: Counter() for name in readers()}
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
-    def work(top: Path, name: str, number: int) -> None:
+    def work(top: Path, name: str, number: int, count: int) -> None:
         folder = top / f"{number}" / "case"
         if time.monotonic() < until:
-            tally, found = batch(context, name, folder, seed + number, BATCH)
+            tally, found = batch(context, name, folder, seed + number, count)
             tallies[name].update(tally)
             for what, mutation, data in found:
                 findings.add(name, what, mutation, data)
@@ -305,7 +305,7 @@ def look(context, seconds: float, seed: int, findings: Findings, jobs: int) -> d
         def go_on(worker: int) -> None:
             for number, name in enumerate(itertools.cycle(readers())):
                 if number % jobs == worker:
-                    work(Path(top), name, number)
+                    work(Path(top), name, number, BATCHES[number >= len(tallies)])
                 if time.monotonic() > until:
                     return
 

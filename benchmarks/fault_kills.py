@@ -16,7 +16,7 @@ from fault_inputs import Findings
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 REAL = 8  # one kill of so many is of a real process, which is also hit while it imports
-GRIDS = 25  # one kill of so many is of a grid, which takes ten times as long as a run
+GRIDS = 25  # one kill of so many is of a grid, which takes thirty times as long as a run
 SAID = "interrupted"
 
 
@@ -79,7 +79,7 @@ def faults_of_end(ended: Ended, number: signal.Signals) -> str:
 def kill(
     bench: Bench, undisturbed: Undisturbed, folder: Path, command: Command, number, share: float, real: bool
 ) -> dict:
-    """One kill and the run after it: {"verdict": right, late or finding, "what": of a finding}."""
+    """One kill and the run after it: whether it came too late, whether files written aside are left, and what is wrong."""
     made, seconds = undisturbed.of(command)
     folder.mkdir(parents=True)
     command.prepare(folder, bench)
@@ -97,19 +97,24 @@ def kill(
         now = command.made(folder)
         other = sorted(name for name in made.keys() | now.keys() if made.get(name) != now.get(name))
         wrong.append(f"other bits after {number.name}: {', '.join(other)}" if other else "")
-    left = [str(p.relative_to(folder)) for p in folder.rglob(".*.*") if p.is_file()]
-    wrong.append(f"files written aside are left: {', '.join(left)[:200]}" if left else "")
-    return {"late": ended.status == 0, "wrong": [w for w in wrong if w]}
+    left = any(p.is_file() for p in folder.rglob(".*.*"))  # written aside, and no longer of use to anybody
+    return {"late": ended.status == 0, "litter": left, "wrong": [w for w in wrong if w]}
 
 
 def kills(
-    seconds: float, seed: int, findings: Findings, bench: Bench, jobs: int, names: list[str], most: int | None = None
+    undisturbed: Undisturbed,
+    seconds: float,
+    seed: int,
+    findings: Findings,
+    jobs: int,
+    names: list[str],
+    most: int | None = None,
 ) -> dict:
     """Kill after kill until the time is over, ``jobs`` side by side; tallies by command and by signal."""
-    until, tallies = time.monotonic() + seconds, {}
-    undisturbed = Undisturbed(bench, bench.folder / "undisturbed")
+    bench, tallies = undisturbed.bench, {}
     for name in names:
         undisturbed.of(COMMANDS[name])
+    until = time.monotonic() + seconds
 
     def one(number: int) -> None:
         command, sent, share, real = plan(seed, number, names)
@@ -117,7 +122,7 @@ def kills(
         result = kill(bench, undisturbed, folder, command, sent, share, real)
         for key in (command.name, sent.name, "real processes" if real else "forks"):
             tally = tallies.setdefault(key, Counter())
-            tally.update(kills=1, late=result["late"], findings=bool(result["wrong"]))
+            tally.update(kills=1, late=result["late"], litter=result["litter"], findings=bool(result["wrong"]))
         for what in result["wrong"]:
             kept = "real process" if real else "fork"
             findings.add(command.name, f"kill, {what}", f"kill {number}: {sent.name} at {share:.3f} of {kept}'s run")

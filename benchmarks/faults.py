@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from fault_commands import COMMANDS, make_bench, server  # noqa: E402
 from fault_disks import disks  # noqa: E402
 from fault_inputs import Findings, look  # noqa: E402
-from fault_kills import kills  # noqa: E402
+from fault_kills import Undisturbed, kills  # noqa: E402
 
 from utils.files import write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
@@ -43,9 +43,9 @@ def print_inputs(tallies: dict[str, dict]) -> None:
 
 
 def print_kills(tallies: dict[str, dict]) -> None:
-    print(f"\n{'kills of':28} {'kills':>8} {'too late':>8} {'findings':>8}")
+    print(f"\n{'kills of':28} {'kills':>8} {'too late':>8} {'litter':>8} {'findings':>8}")
     for name, tally in sorted(tallies.items()):
-        print(f"{name:28} {tally['kills']:8,} {tally['late']:8,} {tally['findings']:8,}")
+        print(f"{name:28} {tally['kills']:8,} {tally['late']:8,} {tally['litter']:8,} {tally['findings']:8,}")
 
 
 def print_disks(tallies: dict) -> None:
@@ -72,9 +72,10 @@ def search(minutes: float, seed: int, folder: Path) -> dict:
     names = [name for name in COMMANDS if name != "grid" or seconds["kills"] >= GRID_SECONDS]
     with tempfile.TemporaryDirectory(prefix="brcd_faults_") as top:
         bench = make_bench(Path(top) / "bench", context)
-        killed = kills(seconds["kills"], seed, findings, bench, JOBS, names)
+        undisturbed = Undisturbed(bench, bench.folder / "undisturbed")
+        killed = kills(undisturbed, seconds["kills"], seed, findings, JOBS, names)
         print_kills(killed)
-        disturbed = disks(seconds["disks"], seed, findings, bench, JOBS)
+        disturbed = disks(undisturbed, seconds["disks"], seed, findings, JOBS)
         print_disks(disturbed)
     listed = findings.listed()
     print_findings(listed, folder)
