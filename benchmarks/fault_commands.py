@@ -25,7 +25,6 @@ from utils.errors import guarded
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK = "efficientnet_lite0"
 LIMIT, EPOCHS = 60, 12
-MODULES = ["train_teacher", "distill", "evaluate", "scripts.report"]
 ENGINE = ["--device", "cpu", "--engine", "torch"]  # eager: nothing is compiled, which would take most of the time
 SECONDS = 120  # a command that takes longer hangs
 PROGRESS = re.compile(r"\d+%\|")
@@ -337,7 +336,10 @@ def server():
     os.environ.update(ENVIRONMENT)
     sys.warnoptions.append("ignore:resource_tracker")  # it cleans up after those that were killed, as it should
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fault_inputs", "fault_commands", *MODULES])
+    context.set_forkserver_preload(["fault_server", "fault_commands"])
+    first = context.Process(target=os.getpid)  # the server has imported all when this has run
+    first.start()
+    first.join()
     return context
 
 

@@ -66,7 +66,7 @@ def break_disk(kind: str, folder: Path, draw: random.Random) -> str:
         used = shutil.disk_usage(folder).used
         # Small sizes stop a command at its first file, larger ones somewhere on its way.
         free = draw.choice([0, 4096 * draw.randint(1, 20), 4096 * draw.randint(20, 300)])
-        remount(folder, f"size={used + free or 4096}")
+        remount(folder, f"size={max(4096, used + free)}")
         return f"{free} bytes free of {used + free}"
     if kind == "read-only":
         remount(folder, "ro")

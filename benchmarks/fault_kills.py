@@ -77,9 +77,10 @@ def faults_of_end(ended: Ended, number: signal.Signals) -> str:
 
 
 def kill(
-    bench: Bench, undisturbed: Undisturbed, folder: Path, command: Command, number, share: float, real: bool
+    undisturbed: Undisturbed, folder: Path, command: Command, number: signal.Signals, share: float, real: bool
 ) -> dict:
-    """One kill and the run after it: whether it came too late, whether files written aside are left, and what is wrong."""
+    """One kill and the run after it: whether it came too late, left files written aside, and what is wrong."""
+    bench = undisturbed.bench
     made, seconds = undisturbed.of(command)
     folder.mkdir(parents=True)
     command.prepare(folder, bench)
@@ -119,7 +120,7 @@ def kills(
     def one(number: int) -> None:
         command, sent, share, real = plan(seed, number, names)
         folder = bench.folder / f"kill_{number}"
-        result = kill(bench, undisturbed, folder, command, sent, share, real)
+        result = kill(undisturbed, folder, command, sent, share, real)
         for key in (command.name, sent.name, "real processes" if real else "forks"):
             tally = tallies.setdefault(key, Counter())
             tally.update(kills=1, late=result["late"], litter=result["litter"], findings=bool(result["wrong"]))

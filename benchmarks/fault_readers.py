@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import lzma
 import math
 import sys
 import tarfile
@@ -118,8 +119,6 @@ def write_text(folder: Path, variant: int) -> None:
 
 
 def write_xz(folder: Path, variant: int) -> None:
-    import lzma
-
     (folder / "train.txt.xz").write_bytes(lzma.compress(lines_of(variant).encode()))
 
 
@@ -438,8 +437,8 @@ def checkpoint_readers() -> list[Reader]:
     ]
 
 
-# Run folders: a student's, and the teacher's beside it. .npz are zip files with CRC32; .yaml and .json are a person's to
-# read and to edit, so a changed value passes if it is one that the option could have.
+# Run folders: a student's, and the teacher's beside it. .npz are zip files with CRC32; .yaml and .json are a person's
+# to read and to edit, so a changed value passes if it is one that the option could have.
 
 
 def write_run(folder: Path, variant: int) -> None:

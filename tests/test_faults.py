@@ -9,7 +9,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import fault_inputs
-from fault_commands import make_bench, server
+from fault_commands import ENVIRONMENT, make_bench, server
 from fault_disks import disks
 from fault_inputs import Findings, look_at
 from fault_kills import Undisturbed, kills
@@ -18,7 +18,7 @@ from fault_readers import Reader, readers
 
 from utils.errors import UserError
 
-INPUTS, SEED = 60, 1
+INPUTS, SEED = 40, 1
 COMMANDS = ["training", "distillation", "extraction", "evaluation", "report"]
 
 
@@ -112,21 +112,22 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, name):
 def undisturbed(tmp_path_factory):
     top = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setenv("PYTHONPATH", "")  # as it was, when all is over
+        patch.chdir(ROOT)  # where the server starts, which sets the rest
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
         return Undisturbed(make_bench(top / "bench", server()), top / "undisturbed")
 
 
 @pytest.mark.slow
 def test_killed_commands_end_in_the_same_bits(undisturbed, tmp_path):
     findings = Findings(tmp_path)
-    tally = kills(undisturbed, 0, SEED, findings, 2, COMMANDS, most=6)
-    assert sum(tally[key]["kills"] for key in ("forks", "real processes")) == 6
+    tally = kills(undisturbed, 0, SEED, findings, 2, COMMANDS, most=4)
+    assert sum(tally[key]["kills"] for key in ("forks", "real processes")) == 4
     assert not findings.listed()
 
 
 @pytest.mark.slow
 def test_bad_disks_lose_nothing(undisturbed, tmp_path):
     findings = Findings(tmp_path)
-    disks(undisturbed, 0, SEED, findings, 2, most=6)
+    disks(undisturbed, 0, SEED, findings, 2, most=4)
     assert not findings.listed()
