@@ -245,11 +245,15 @@ def in_fork(words: list[str], cwd: Path, log: Path, before: Callable | None, pip
     if before:
         before()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def whole() -> None:  # signals come within it only; what is around it is not the project's
+        pipe.send(None)
+        main()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     status = 0
     try:
-        pipe.send(None)
-        guarded(main)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has ended; what follows is not the project's
+        guarded(whole)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1 if end.code else 0
         if isinstance(end.code, str):

@@ -49,7 +49,7 @@ def plan(seed: int, number: int, names: list[str]) -> tuple[Command, signal.Sign
     draw = random.Random(f"{seed} {number}")
     short = [name for name in names if COMMANDS[name].forks]
     name = "grid" if "grid" in names and number % GRIDS == 4 else draw.choice(short)
-    return COMMANDS[name], draw.choice(SIGNALS), draw.random(), number % REAL == 0 or name == "grid"
+    return COMMANDS[name], SIGNALS[number % len(SIGNALS)], draw.random(), number % REAL == 0 or name == "grid"
 
 
 def send(process, number: signal.Signals) -> None:

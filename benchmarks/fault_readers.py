@@ -24,7 +24,7 @@ from data import shards
 from data.lists import ImageList, read_list
 from data.sources import decode
 from losses.masks import bit_masks, cluster_codes
-from models.heads import HashHead, load_head, save_head
+from models.heads import FORMAT, HashHead, load_head, save_head
 from models.trained import read_run
 from retrieval.codes import read_training_codes, write_training_codes
 from scripts import redundancy, report
@@ -348,7 +348,7 @@ def head_value(head: HashHead, facts: dict) -> tuple:
 def is_head(value: tuple, folder: Path) -> bool:
     config, state, facts = value
     return (
-        facts.get("format") == 1
+        facts.get("format") == FORMAT
         and all(tensor.isfinite().all() for tensor in state.values())
         and state["layers.0.weight"].shape == (config["bits"], config["dim"])
         and {"role", "backbone", "data"} <= facts.keys()
