@@ -18,6 +18,7 @@ SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 REAL = 8  # one kill of so many is of a real process, which is also hit while it imports
 GRIDS = 25  # one kill of so many is of a grid, which takes thirty times as long as a run
 SAID = "interrupted"
+START = 0.1  # seconds until Python listens for signals
 
 
 class Undisturbed:
@@ -61,6 +62,18 @@ def send(process, number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
+def out_of_python(ended: Ended) -> bool:
+    """Whether SIGINT met a process before Python began to listen for it, or after it had ceased to: it dies silently."""
+    return ended.status == -signal.SIGINT and not ended.lines
+
+
+def is_made(command: Command, folder: Path, made: dict) -> bool:
+    try:
+        return command.made(folder) == made
+    except (OSError, KeyError):
+        return False
+
+
 def faults_of_end(ended: Ended, number: signal.Signals) -> str:
     """What is wrong with how a command ended after a signal; one that had ended before is right."""
     if ended.hung:
@@ -90,7 +103,9 @@ def kill(
     time.sleep(max(0.0, process.start + share * seconds - time.monotonic()))
     send(process, number)
     ended = finished(process)
-    wrong = [faults_of_end(ended, number), torn(folder)]
+    late = ended.status == 0 or (out_of_python(ended) and is_made(command, folder, made))
+    early = out_of_python(ended) and ended.seconds < START
+    wrong = ["" if late or early else faults_of_end(ended, number), torn(folder)]
     again = run(command, bench, folder)
     if again.status:
         wrong.append(f"the run after {number.name} fails, exit status {again.status}: {' / '.join(again.lines)[:300]}")
@@ -99,7 +114,7 @@ def kill(
         other = sorted(name for name in made.keys() | now.keys() if made.get(name) != now.get(name))
         wrong.append(f"other bits after {number.name}: {', '.join(other)}" if other else "")
     left = any(p.is_file() for p in folder.rglob(".*.*"))  # written aside, and no longer of use to anybody
-    return {"late": ended.status == 0, "litter": left, "wrong": [w for w in wrong if w]}
+    return {"late": late, "litter": left, "wrong": [w for w in wrong if w]}
 
 
 def kills(
