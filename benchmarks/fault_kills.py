@@ -63,7 +63,7 @@ def send(process, number: signal.Signals) -> None:
 
 
 def out_of_python(ended: Ended) -> bool:
-    """Whether SIGINT met a process before Python began to listen for it, or after it had ceased to: it dies silently."""
+    """Whether SIGINT met a process before Python began to listen for it, or after it had ceased to: silence."""
     return ended.status == -signal.SIGINT and not ended.lines
 
 

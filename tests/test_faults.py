@@ -18,7 +18,7 @@ from fault_readers import Reader, readers
 
 from utils.errors import UserError
 
-INPUTS, SEED = 40, 1
+INPUTS, SEED = 30, 1
 COMMANDS = ["training", "distillation", "extraction", "evaluation", "report"]
 
 
