@@ -133,24 +133,30 @@ def disturb(
 
 
 def disks(
-    undisturbed: Undisturbed, seconds: float, seed: int, findings: Findings, jobs: int, most: int | None = None
+    undisturbed: Undisturbed,
+    seconds: float,
+    seed: int,
+    findings: Findings,
+    jobs: int,
+    names: tuple[str, ...] = tuple(WRITES),
+    most: int | None = None,
 ) -> dict:
     """Fault after fault until the time is over; tallies by kind and command."""
     bench, tallies = undisturbed.bench, {}
     skipped = can_mount(bench.folder / "mounted")
     kinds = KINDS[2:] if skipped else KINDS
-    for name in WRITES:
+    for name in names:
         undisturbed.of(COMMANDS[name])
     until = time.monotonic() + seconds
 
     def one(number: int) -> None:
         # Five commands and three kinds (or one): every pair has its turn, and a few tries see something of all.
-        name, kind = list(WRITES)[number % len(WRITES)], kinds[number % len(kinds)]
+        name, kind = names[number % len(names)], kinds[number % len(kinds)]
         here = bench.folder / f"disk_{number}"
         draw = random.Random(f"{seed} disk {number}")
         stopped, wrong, what = disturb(bench, undisturbed, here, COMMANDS[name], kind, draw)
         tally = tallies.setdefault(kind, {}).setdefault(name, Counter())
-        tally.update(tries=1, refused=stopped, findings=bool(wrong))
+        tally.update(tries=1, refused=int(stopped), findings=int(bool(wrong)))
         for fault in wrong:
             findings.add(name, f"{kind}, {fault}", f"disk {number}: {what}")
         shutil.rmtree(here, ignore_errors=True)

@@ -138,7 +138,8 @@ def kills(
         result = kill(undisturbed, folder, command, sent, share, real)
         for key in (command.name, sent.name, "real processes" if real else "forks"):
             tally = tallies.setdefault(key, Counter())
-            tally.update(kills=1, late=result["late"], litter=result["litter"], findings=bool(result["wrong"]))
+            counts = {"late": result["late"], "litter": result["litter"], "findings": bool(result["wrong"])}
+            tally.update(kills=1, **{what: int(count) for what, count in counts.items()})
         for what in result["wrong"]:
             kept = "real process" if real else "fork"
             findings.add(command.name, f"kill, {what}", f"kill {number}: {sent.name} at {share:.3f} of {kept}'s run")
