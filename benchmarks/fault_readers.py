@@ -277,9 +277,9 @@ def read_index(folder: Path) -> tuple:
     return shards.index_shard(folder / "train-000000.tar")
 
 
-def is_index(value: tuple, folder: Path) -> bool:
-    names, spans, labels = value
-    return is_whole_tar((folder / "train-000000.tar").read_bytes()) and len(names) == len(spans) == len(labels)
+def is_index(value: shards.ShardIndex, folder: Path) -> bool:
+    lengths = {len(part) for part in (value.names, value.places, value.labels, value.marked)}
+    return is_whole_tar((folder / "train-000000.tar").read_bytes()) and len(lengths) == 1
 
 
 def read_shards(folder: Path) -> tuple:
@@ -669,9 +669,10 @@ def write_results(folder: Path, variant: int) -> None:
     for number, method in enumerate(("brcd", "none")):
         run = folder / method
         run.mkdir()
-        draw = np.random.RandomState(10 * variant + number)
-        np.savez_compressed(run / "test.npz", **{name: draw.rand(20) for name in ("sshp", "ashp", "teacher")})
-        write_json(run / "test.json", result_of(method, 0.5 + variant / 10, run))
+        draw, value = np.random.RandomState(10 * variant + number), 0.5 + variant / 10
+        spread = {name: 0.1 * draw.rand(20) for name in ("sshp", "ashp", "teacher")}
+        np.savez_compressed(run / "test.npz", **{name: ap - ap.mean() + value for name, ap in spread.items()})
+        write_json(run / "test.json", result_of(method, value, run))
 
 
 def result_of(method: str, value: float, run: Path) -> dict:

@@ -186,6 +186,8 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
     if "labels" in table:
         cells = [c.split() if isinstance(c, str) else [str(v) for v in np.atleast_1d(c)] for c in table["labels"]]
         width = len(cells[0])
+        if not width:
+            raise UserError(f"{file}:{1 + header}: no labels; {ROWS_NEEDED}")
         rows = [_labels_of(file, i + header, words, width) for i, words in enumerate(cells, 1)]
         return table["path"].tolist(), _matrix(rows, width), [str(i) for i in range(width)]
     columns = [c for c in table.columns if c != "path"]

@@ -99,7 +99,11 @@ def read_run(folder: Path) -> Trained:
     args = read_args(folder)
     if "teacher" not in args:
         return _read(folder, args, "teacher")
-    student = _read(folder, args, "student", read_teacher(args["teacher"]))
+    try:
+        teacher = read_teacher(str(args["teacher"]))
+    except UserError as error:
+        raise UserError(f"{folder}: its teacher (in args.yaml): {error}") from None
+    student = _read(folder, args, "student", teacher)
     known, now = student.facts.get("teacher"), student.teacher.head_hash
     if known is None:
         print(f"note: {folder} was trained before runs recorded their teacher's head; it is taken on trust")

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, naming
 from utils.files import read_checkpoint, save_atomically
 from utils.options import real, whole
 from utils.runs import Run
@@ -108,6 +108,7 @@ def fit(
         )
 
     with (
+        naming(run.folder),
         SummaryWriter(run.path("tensorboard"), purge_step=first + 1) as board,
         tqdm(total=schedule.epochs, initial=first, desc="training", unit="epoch") as bar,
     ):
