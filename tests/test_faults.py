@@ -39,7 +39,9 @@ def judged(tmp_path, read, **more) -> tuple[dict, list]:
 def refusing(message: str):
     def read(folder):
         if not (folder / "file").read_bytes().startswith(b"good"):
-            raise UserError(message.format(file=folder / "file"))
+            error = UserError("")  # which would fold and cut what is set here
+            error.args = (message.format(file=folder / "file"),)
+            raise error
 
     return read
 
