@@ -45,7 +45,7 @@ from retrieval.metrics import mean_average_precision
 from utils import distributed
 from utils.errors import UserError
 from utils.files import file_lock, read_checkpoint, read_csv, save_atomically, written_aside
-from utils.options import Parser, one_of, real, whole
+from utils.options import Parser, named, one_of, real, whole
 from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
@@ -86,7 +86,9 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("student")
     group.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
     group.add_argument("--student", type=one_of(BACKBONES), default="efficientnet_b0", help=", ".join(BACKBONES))
-    group.add_argument("--student-weights", default="pretrained", help="pretrained, a file, or random (tests only)")
+    group.add_argument(
+        "--student-weights", type=named, default="pretrained", help="pretrained, a file, or random (tests only)"
+    )
     group.add_argument("--student-features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
     group.add_argument("--student-size", type=whole(1, 4096), help="pixels that the student sees (default: --size)")
     group.add_argument("--head", type=one_of(("auto", *HEADS)), default="auto", help=f"auto, {', '.join(HEADS)}")

@@ -27,7 +27,7 @@ from models.trained import best_file
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from utils import distributed
-from utils.options import Parser, one_of, real, whole
+from utils.options import Parser, named, one_of, real, whole
 from utils.runs import Run
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
 
@@ -40,7 +40,7 @@ def make_parser() -> Parser:
     add_feature_arguments(parser)
     group = parser.add_argument_group("teacher")
     group.add_argument("--backbone", type=one_of(BACKBONES), default="vit_b_16", help=", ".join(BACKBONES))
-    group.add_argument("--weights", default="pretrained", help="pretrained, a file, or random (tests only)")
+    group.add_argument("--weights", type=named, default="pretrained", help="pretrained, a file, or random (tests only)")
     group.add_argument("--features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
     group.add_argument("--head", type=one_of(HEADS), default="linear", help=", ".join(HEADS))
     group.add_argument("--bits", type=whole(1, MOST_BITS), default=64, help="code length")

@@ -25,9 +25,8 @@ from retrieval.codes import hamming_topk, pack, to_array
 from utils import distributed
 
 # Compiled code is kept beside this file or in the home folder; where neither can be written, it is compiled anew.
-CAN_CACHE = any(
-    os.access(p, os.W_OK) for p in (Path(__file__).parent / "__pycache__", Path(__file__).parent, Path.home())
-)
+_HERE = Path(__file__).parent
+CAN_CACHE = any(os.access(place, os.W_OK) for place in (_HERE / "__pycache__", _HERE, os.path.expanduser("~")))
 
 DENOMINATORS = ("retrieved", "min", "total")
 TIES = ("stable", "expected")

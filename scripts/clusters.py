@@ -13,6 +13,7 @@ from tqdm import tqdm
 from losses.brcd import BRCDOptions
 from losses.masks import RULES, bit_masks, cluster_codes
 from retrieval.codes import read_training_codes
+from utils.errors import UserError
 from utils.figures import draw_cluster_numbers
 from utils.files import write_csv
 from utils.options import Parser, one_of, real, whole
@@ -20,6 +21,8 @@ from utils.options import Parser, one_of, real, whole
 
 def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -> list[dict]:
     """For each number of clusters: k-means inertia and mean silhouette over the codes (Euclidean)."""
+    if not any(k < len(codes) for k in args.numbers):
+        raise UserError(f"--numbers: of {len(codes)} training images at most {len(codes) - 1} clusters can be tried")
     rows = []
     for k in numbers:
         labels, centroids = cluster_codes(codes, k, seed)
@@ -59,6 +62,8 @@ def main() -> None:
     print("\nclusters     inertia  silhouette")
     for r in rows:
         print(f"{r['clusters']:8}  {r['inertia']:10.0f}  {r['silhouette']:10.3f}{'  <- highest' if r is best else ''}")
+    if best["clusters"] == max(args.numbers):
+        print(f"note: the highest silhouette is at the largest number tried, {best['clusters']}; try larger --numbers")
     print(f"\nwrote {args.teacher / 'cluster_numbers.csv'} and cluster_numbers.png")
 
 

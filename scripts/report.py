@@ -278,6 +278,14 @@ def significance(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def swept_value(options: dict, name: str):
+    """Of the hyperparameter ``name`` in a BRCD run with these options of its own; None if it differs in others too."""
+    end, at = SWEPT_ENDS.get(name, (None, None))
+    if options == end:
+        return at
+    return options.get(name, getattr(BRCDOptions, name)) if set(options) <= {name} else None
+
+
 def swept(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """For each of BRCD's hyperparameters: rows with its value, BRCD's own row at the default among them."""
     brcd = rows[rows["base"] == "brcd"]
@@ -286,16 +294,7 @@ def swept(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     for name in SWEPT:
         if not any(set(options) == {name} for options in own):
             continue
-        end, at = SWEPT_ENDS.get(name, ({name: None}, None))
-        values = own.map(
-            lambda options, name=name, end=end, at=at: (
-                at
-                if options == end
-                else float(options.get(name, getattr(BRCDOptions, name)))
-                if set(options) <= {name}
-                else float("nan")
-            )
-        )
+        values = pd.to_numeric(own.map(lambda options, name=name: swept_value(options, name)), errors="coerce")
         sweeps[name] = brcd.assign(value=values)[values.notna()]
     return sweeps
 

@@ -79,6 +79,13 @@ def real(low: float, high: float | None = None) -> Callable[[str], float]:
     return number(float, low, high)
 
 
+def named(text: str) -> str:
+    """Type of an option that may not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name something, or leave the option out")
+    return text
+
+
 def view_count(text: str) -> int:
     """0 (new views each epoch), or how many are kept: a pair needs two."""
     value = whole(0)(text)
