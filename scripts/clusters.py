@@ -21,8 +21,6 @@ from utils.options import Parser, one_of, real, whole
 
 def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -> list[dict]:
     """For each number of clusters: k-means inertia and mean silhouette over the codes (Euclidean)."""
-    if not any(k < len(codes) for k in args.numbers):
-        raise UserError(f"--numbers: of {len(codes)} training images at most {len(codes) - 1} clusters can be tried")
     rows = []
     for k in numbers:
         labels, centroids = cluster_codes(codes, k, seed)
@@ -53,6 +51,8 @@ def main() -> None:
     print("cluster  images  bits kept")
     for c, size in enumerate(np.bincount(labels, minlength=args.clusters)):
         print(f"{c:7}  {size:6}  {masks[c].sum():4} of {masks.shape[1]} ({masks[c].mean():.0%})")
+    if not any(k < len(codes) for k in args.numbers):
+        raise UserError(f"--numbers: of {len(codes)} training images at most {len(codes) - 1} clusters can be tried")
     rows = []
     for k in tqdm([k for k in args.numbers if 1 < k < len(codes)], "cluster numbers"):
         rows += elbow_and_silhouette(codes, [k], args.seed)
