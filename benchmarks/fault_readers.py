@@ -346,12 +346,12 @@ def head_value(head: HashHead, facts: dict) -> tuple:
 
 
 def is_head(value: tuple, folder: Path) -> bool:
+    """Of the head alone; what a run needs of the facts beside it is the business of the readers of runs."""
     config, state, facts = value
     return (
         facts.get("format") == FORMAT
         and all(tensor.isfinite().all() for tensor in state.values())
         and state["layers.0.weight"].shape == (config["bits"], config["dim"])
-        and {"role", "backbone", "data"} <= facts.keys()
     )
 
 

@@ -77,9 +77,9 @@ def read_rows(files: list[Path]) -> pd.DataFrame:
 def _row(result: dict, setting: str, file: Path) -> dict:
     report, alone = result[setting], setting == "teacher"
     measured = [*report["map"].values(), *report["precision_at"].values(), report["map_all"], report["ndcg"]]
-    if not all(isinstance(value, float | int) and 0 <= value <= 1 for value in measured):
+    if not all(type(value) in (int, float) and 0 <= value <= 1 for value in measured):
         raise ValueError(f"a metric of '{setting}' is no number from 0 to 1")
-    if not all(isinstance(result[key], int) for key in ("bits", "seed", "teacher_seed")):
+    if not all(type(result[key]) is int for key in ("bits", "seed", "teacher_seed")):  # a bool is no int here
         raise ValueError("bits or a seed is no whole number")
     if not all(isinstance(result[key], str) for key in TEXTS):
         raise ValueError("a name is no text")

@@ -81,7 +81,8 @@ def fit(
     if state is not None:
         try:
             best, stale, first, seconds, run.rows = (state[k] for k in ("best", "stale", "epoch", "seconds", "rows"))
-            assert stale >= 0 <= seconds and [row["epoch"] for row in run.rows] == list(range(1, first + 1))
+            assert type(stale) is type(first) is int and stale >= 0 <= seconds and state["optimizer"]["state"]
+            assert [row["epoch"] for row in run.rows] == list(range(1, first + 1))
             assert all(math.isfinite(b["value"]) and 0 < b["epoch"] <= first for b in best.values())
             assert all(value.isfinite().all() for value in state["module"].values())
             module.load_state_dict(state["module"])
