@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -11,52 +10,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, STUDENT, TEACHER, command_line, digits
 from test_data import make_folder
 
 from models.heads import load_head
 from retrieval.codes import unpack
-
-TEACHER, STUDENT = "efficientnet_lite0", "efficientnet_lite0"
-SMALL = ["--size", "64", "--views", "2"]
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run a command line in this process: (exit status, output); faster than one of its own."""
-
-    def run(script: str, *words) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
-        try:
-            if script.endswith(".py"):
-                runpy.run_path(script, run_name="__main__")
-            else:
-                runpy.run_module(script, run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, "".join(capsys.readouterr())
-
-    return run
-
-
-def digits(shared, *more):
-    return ["--dataset", "digits", "--limit", "90", "--cache-dir", shared / "cache", *SMALL, *more]
-
-
-@pytest.fixture(scope="session")
-def teacher(command, shared):
-    """A teacher of 16 bits, trained once for all tests here."""
-    folder = shared / "teacher"
-    done = command(
-        "train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 16, "--epochs", 12, "--run-dir", folder
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def last_json(text: str) -> dict:
@@ -292,7 +250,7 @@ def test_a_killed_run_resumes_to_the_same_bits(command, shared, teacher, tmp_pat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as ``command`` has it
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, *map(str, distill_words(shared, teacher, killed))],
+        command_line(*distill_words(shared, teacher, killed)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -363,8 +321,8 @@ def test_a_mistake_is_one_clear_line(cli, shared, teacher, tmp_path, monkeypatch
     assert "\n" not in code and "Traceback" not in out
 
 
-def test_an_error_has_exit_status_1_and_no_traceback(command):
-    done = command("train_teacher.py", "--backbone", "vit_x", "--run-dir", "runs/never")
+def test_an_error_has_exit_status_1_and_no_traceback(command, tmp_path):
+    done = command("train_teacher.py", "--backbone", "vit_x", "--run-dir", tmp_path / "never")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
 
 
@@ -385,6 +343,7 @@ def test_scripts_pass_flags_and_environment_on(script, tmp_path):
     spy.chmod(0o755)
     done = subprocess.run(
         ["sh", script, "--k", "7"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHON": str(spy), "BITS": "24", "VIEWS": "16"},
