@@ -250,10 +250,7 @@ def test_a_killed_run_resumes_to_the_same_bits(command, shared, teacher, tmp_pat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as ``command`` has it
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        command_line(*distill_words(shared, teacher, killed)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command_line(*distill_words(shared, teacher, killed)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for(killed / "log.csv", process)
     process.send_signal(number)

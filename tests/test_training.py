@@ -7,10 +7,7 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
-from losses.brcd import BRCDOptions
-from losses.methods import BRCD, Batch, Knowledge, build_method
 from models.heads import HashHead, load_head, save_head
 from models.trained import read_teacher
 from utils import training
@@ -240,47 +237,3 @@ def test_a_checkpoint_is_the_head_alone(tmp_path):
     loaded, facts = load_head(tmp_path / "h.pt")
     assert same(head.state_dict(), loaded.state_dict()) and facts["config"] == {"dim": 1000, "bits": 64, "kind": "mlp"}
     assert not loaded.training
-
-
-# BRCD as a method
-
-
-def batch_and_knowledge(seed: int = 0):
-    draw = generator("method", seed)
-    student, teacher = torch.randn(2, 2, 12, 16, generator=draw)
-    cluster = torch.randint(0, 3, (40,), generator=draw)
-    centroids = torch.randn(3, 16, generator=draw)
-    masks = torch.randint(0, 2, (3, 16), generator=draw)
-    return Batch(torch.arange(5, 17), student.requires_grad_(), teacher), Knowledge(cluster, centroids, masks)
-
-
-def value(**options) -> float:
-    batch, knowledge = batch_and_knowledge()
-    return BRCD(knowledge, BRCDOptions(**options))(batch)["distillation"].item()
-
-
-def test_every_part_of_brcd_matters():
-    values = [
-        value(),
-        *(value(**{part: False}) for part in ("mask", "offset", "false_negatives", "individual", "structural")),
-        value(variant="released"),
-    ]
-    assert len({round(v, 6) for v in values}) == len(values)
-
-
-def test_released_has_no_mask_and_sends_every_augmentation_to_one_centroid():
-    batch, knowledge = batch_and_knowledge()
-    method = BRCD(knowledge, BRCDOptions(variant="released"))
-    assert not method.masks.any()
-    seen = []
-    method.loss.forward = lambda *inputs: seen.append(inputs) or torch.zeros(())
-    method(batch)
-    assert seen[0][4].unique().numel() == 1  # cluster_j
-    nearest_to_zero = knowledge.centroids.norm(dim=1).argmin()
-    assert (seen[0][4] == nearest_to_zero).all()
-
-
-def test_methods_are_built_by_name_and_none_adds_nothing():
-    batch, _ = batch_and_knowledge()
-    assert build_method("none", bits=16, n_data=40)(batch) == {}
-    assert isinstance(build_method("none", bits=16, n_data=40), nn.Module)
