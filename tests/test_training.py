@@ -18,16 +18,17 @@ from utils.seeds import generator
 from utils.training import Schedule, fit
 
 ARGS = {"lr": 0.1, "seed": 0, "run_dir": "x"}
+CPU = torch.device("cpu")
 
 
 class Killed(BaseException):
     pass
 
 
-def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, resume: bool = True):
+def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, device=CPU):
     """A small head on random features through the real loop; ``die_at``: the optimizer step that never ends."""
-    run = Run(folder, ARGS, resume)
-    head = HashHead(6, 4, seed=0)
+    run = Run(folder, ARGS, resume=True)
+    head = HashHead(6, 4, seed=0).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     step = iter(range(10**6))
 
@@ -35,10 +36,11 @@ def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, 
         for batch in torch.randn(5, 8, 6, generator=generator("data", epoch)):
             if next(step) == die_at:
                 raise Killed
-            yield {"loss": loss(head(batch).tanh().pow(2).mean()), "other": torch.tensor(1.0)}
+            yield {"loss": loss(head(batch.to(device)).tanh().pow(2).mean()), "other": torch.tensor(1.0)}
 
     def validate():
-        return {"map": -head(torch.ones(1, 6)).abs().sum().item(), "ashp": head(torch.ones(1, 6)).sum().item()}
+        logits = head(torch.ones(1, 6, device=device))
+        return {"map": -logits.abs().sum().item(), "ashp": logits.sum().item()}
 
     def save_best(path, epoch, metrics):
         save_head(path, head, role="teacher", epoch=epoch, metrics=metrics)
@@ -52,11 +54,11 @@ def same(a: dict, b: dict) -> bool:
 
 
 @pytest.mark.parametrize("die_at", [0, 4, 14, 15, 22, 29, 30, 44])
-def test_killed_and_resumed_is_never_killed(tmp_path, die_at):
-    whole, summary = train(tmp_path / "whole")
+def test_killed_and_resumed_is_never_killed(tmp_path, device, die_at):
+    whole, summary = train(tmp_path / "whole", device=device)
     with pytest.raises(Killed):
-        train(tmp_path / "killed", die_at)
-    resumed, again = train(tmp_path / "killed")
+        train(tmp_path / "killed", die_at, device=device)
+    resumed, again = train(tmp_path / "killed", device=device)
     assert same(whole.state_dict(), resumed.state_dict()) and summary["best"] == again["best"]
     for name in ("log.csv", "best_map.pt", "best_ashp.pt"):
         a, b = (tmp_path / run / name for run in ("whole", "killed"))
@@ -87,8 +89,8 @@ def test_killed_while_writing_any_file(tmp_path, monkeypatch, nth):
     assert not list(folder.glob(".*.*")) and (folder / "environment.json").exists()
 
 
-def test_best_checkpoints_are_kept_apart(tmp_path):
-    _, summary = train(tmp_path / "r")
+def test_best_checkpoints_are_kept_apart(tmp_path, device):
+    _, summary = train(tmp_path / "r", device=device)
     for name in ("map", "ashp"):
         _, facts = load_head(tmp_path / "r" / f"best_{name}.pt")
         assert (
@@ -113,11 +115,11 @@ def test_early_stopping(tmp_path):
     assert summary["best"]["map"] == {"value": 0.3, "epoch": 4} and summary["epochs"] == 10 and summary["early_stop"]
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
-    train(tmp_path / "r", epochs=3)
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, device):
+    train(tmp_path / "r", epochs=3, device=device)
     before = read_checkpoint(tmp_path / "r" / "last.pt", training.KIND)
     with pytest.raises(UserError, match=r"epoch 4: the loss or a weight is not finite.*--lr"):
-        train(tmp_path / "r", epochs=9, loss=lambda x: x * float("nan"))
+        train(tmp_path / "r", epochs=9, loss=lambda x: x * float("nan"), device=device)
     after = read_checkpoint(tmp_path / "r" / "last.pt", training.KIND)
     assert after["epoch"] == 3 and same(before["module"], after["module"])
 
