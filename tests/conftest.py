@@ -1,11 +1,13 @@
 """Shared by all tests: the repository is importable, command lines run as a user runs them but write nothing into the
 checkout, and what touches tensors runs on every kind of device that this machine has."""
 
+import io
 import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 sys.path.insert(0, str(ROOT))
+
+from data import features  # noqa: E402
+from models.engines import make_engine  # noqa: E402
 
 # Two networks, so that no test can pass with one's features in the other's place. Lite1 and Lite0 have features of one
 # width; a swap is seen in the numbers, not in a shape that does not fit.
@@ -82,12 +87,11 @@ def command(tmp_path_factory):
     return run
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys):
+def run_here(script: str, *words) -> tuple[object, str]:
     """Run a command line in this process: (exit status, output); faster than one of its own."""
-
-    def run(script: str, *words) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        patch.setattr(sys, "argv", [script, *map(str, words)])
         try:
             if script.endswith(".py"):
                 runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -96,9 +100,26 @@ def cli(monkeypatch, capsys):
             code = 0
         except SystemExit as stop:
             code = stop.code
-        return code, "".join(capsys.readouterr())
+    return code, said.getvalue()
 
-    return run
+
+@pytest.fixture
+def cli():
+    return run_here
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_network_converted_once():
+    """OpenVINO takes seconds to convert a network: command lines in this process share what was made of one."""
+    kept = {}
+
+    def make(backbone, *how):
+        key = (backbone.sha256, *how)  # the hash of every weight: no network is taken for another
+        return kept[key] if key in kept else kept.setdefault(key, make_engine(backbone, *how))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "make_engine", make)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -112,13 +133,28 @@ def digits(shared, *more):
 
 
 @pytest.fixture(scope="session")
-def teacher(command, shared):
+def teacher(shared):
     """A teacher of 16 bits, trained once for all tests."""
     folder = shared / "teacher"
-    done = command(
-        "train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 16, "--epochs", 12, "--run-dir", folder
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["--backbone", TEACHER, "--bits", 16, "--epochs", 12, "--run-dir", folder]
+    code, out = run_here("train_teacher.py", *digits(shared), *words)
+    assert code == 0, out
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured(shared, teacher):
+    """A BRCD student and its evaluation with all codes: a folder with run/, out.json, ... and codes/."""
+    folder = shared / "measured"
+    student = ["--teacher", teacher, "--student", STUDENT, "--clusters", 5, "--epochs", 20]
+    result = ["--json", folder / "out.json", "--dump-codes", folder / "codes"]
+    for words in (
+        ["distill.py", *digits(shared), *student, "--run-dir", folder / "run"],
+        ["evaluate.py", "--run", folder / "run", *result],
+    ):
+        code, out = run_here(*words)
+        assert code == 0, out
+        (folder / f"{words[0]}.out").write_text(out)
     return folder
 
 
