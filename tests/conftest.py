@@ -1,8 +1,13 @@
-"""Shared by all tests: the repository is importable, and command lines run as a user runs them."""
+"""Shared by all tests: the repository is importable, command lines run as a user runs them but write nothing into the
+checkout, and what touches tensors runs on every kind of device that this machine has."""
 
+import io
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +19,143 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 sys.path.insert(0, str(ROOT))
 
+from data import features  # noqa: E402
+from models.engines import make_engine  # noqa: E402
+
+# Two networks, so that no test can pass with one's features in the other's place. Lite1 and Lite0 have features of one
+# width; a swap is seen in the numbers, not in a shape that does not fit.
+TEACHER, STUDENT = "efficientnet_lite1", "efficientnet_lite0"
+SMALL = ["--size", "64", "--views", "2"]
+
+
+@pytest.fixture(scope="session", params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request) -> Iterator[torch.device]:
+    """Every kind of device that there is here; convolutions in full float32, which CUDA shortens by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield torch.device(request.param)
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Whatever a test writes to a relative path, a default --cache-dir among them, is not in the checkout; and what it
+    draws without a generator is the same every time."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    np.random.seed(0)
+
 
 @pytest.fixture
 def golden():
     """Load tests/golden/NAME.npz as tensors."""
 
-    def load(name: str) -> dict:
+    def load(name: str, device: torch.device | str = "cpu") -> dict:
         with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
-            return {key: torch.from_numpy(file[key]) if file[key].ndim else file[key].item() for key in file.files}
+            arrays = {key: file[key] for key in file.files}
+        return {k: torch.from_numpy(a).to(device) if a.ndim else a.item() for k, a in arrays.items()}
 
     return load
 
 
+def command_line(*words) -> list[str]:
+    """The words of a process; a command of the project by its whole path, since tests run in other folders."""
+    return [sys.executable, *(str(ROOT / w) if str(w).endswith(".py") else str(w) for w in words)]
+
+
 @pytest.fixture(scope="session")
-def command():
+def command(tmp_path_factory):
     """Run one of the project's command lines in a process of its own: (exit status, output, what it said of errors)."""
+    folder = tmp_path_factory.mktemp("command")
 
     def run(*words, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, *map(str, words)],
-            cwd=ROOT,
+            command_line(*words),
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=timeout,
-            env={**os.environ, "TQDM_MININTERVAL": "60", "OMP_NUM_THREADS": "1", **(env or {})},
+            env={
+                **os.environ,
+                "TQDM_MININTERVAL": "60",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),  # for python -m
+                **(env or {}),
+            },
         )
 
     return run
+
+
+def run_here(script: str, *words) -> tuple[object, str]:
+    """Run a command line in this process: (exit status, output); faster than one of its own."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        patch.setattr(sys, "argv", [script, *map(str, words)])
+        try:
+            if script.endswith(".py"):
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+    return code, said.getvalue()
+
+
+@pytest.fixture
+def cli():
+    return run_here
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_network_converted_once():
+    """OpenVINO takes seconds to convert a network: command lines in this process share what was made of one."""
+    kept = {}
+
+    def make(backbone, *how):
+        key = (backbone.sha256, *how)  # the hash of every weight: no network is taken for another
+        return kept[key] if key in kept else kept.setdefault(key, make_engine(backbone, *how))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "make_engine", make)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder for what many tests need and none changes: features, a teacher."""
+    return tmp_path_factory.mktemp("shared")
+
+
+def digits(shared, *more):
+    return ["--dataset", "digits", "--limit", "90", "--cache-dir", shared / "cache", *SMALL, *more]
+
+
+@pytest.fixture(scope="session")
+def teacher(shared):
+    """A teacher of 16 bits, trained once for all tests."""
+    folder = shared / "teacher"
+    words = ["--backbone", TEACHER, "--bits", 16, "--epochs", 12, "--run-dir", folder]
+    code, out = run_here("train_teacher.py", *digits(shared), *words)
+    assert code == 0, out
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured(shared, teacher):
+    """A BRCD student and its evaluation with all codes: a folder with run/, out.json, ... and codes/."""
+    folder = shared / "measured"
+    student = ["--teacher", teacher, "--student", STUDENT, "--clusters", 5, "--epochs", 20]
+    result = ["--json", folder / "out.json", "--dump-codes", folder / "codes"]
+    for words in (
+        ["distill.py", *digits(shared), *student, "--run-dir", folder / "run"],
+        ["evaluate.py", "--run", folder / "run", *result],
+    ):
+        code, out = run_here(*words)
+        assert code == 0, out
+        (folder / f"{words[0]}.out").write_text(out)
+    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_losses import agrees, codes, cos, reals
+from test_losses import agrees, codes, cos, reals, shuffled
 
 from losses.crcd import SHIFT, CRCDLoss
 from losses.crd import CRDLoss
@@ -30,8 +30,8 @@ PLAIN = {"rkd": RKDLoss, "pkt": PKTLoss, "sp": SPLoss, "kl": KLLoss}
 
 @pytest.mark.parametrize("case", range(3))
 @pytest.mark.parametrize("name", [*PLAIN, "sskd"])
-def test_golden(golden, name, case):
-    g = golden(f"{name}_{case}")
+def test_golden(golden, device, name, case):
+    g = golden(f"{name}_{case}", device)
     student = g["student"].requires_grad_()
     agrees({**PLAIN, "sskd": SSKDLoss}[name]()(student, g["teacher"]), g["loss"], [(student, g["grad_student"])])
 
@@ -46,8 +46,8 @@ def fill(loss, g) -> None:
 
 @pytest.mark.parametrize("case", range(3))
 @pytest.mark.parametrize("name, kind", [("crd", CRDLoss), ("crcd", CRCDLoss)])
-def test_memory_golden(golden, name, kind, case):
-    g = golden(f"{name}_{case}")
+def test_memory_golden(golden, device, name, kind, case):
+    g = golden(f"{name}_{case}", device)
     student = g["student"].requires_grad_()
     loss = kind(
         student.shape[1],
@@ -57,19 +57,19 @@ def test_memory_golden(golden, name, kind, case):
         n_negatives=g["nce_k"],
         temperature=g["nce_t"],
         momentum=g["nce_m"],
-    )
+    ).to(device)
     fill(loss, g)
     loss.memory_student.copy_(g["memory_student"])
     loss.memory_teacher.copy_(g["memory_teacher"])
     agrees(loss(student, g["teacher"], g["index"], g["contrast_index"]), g["loss"], [(student, g["grad_student"])])
     torch.testing.assert_close(loss.memory_student, g["memory_student_after"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(loss.memory_teacher, g["memory_teacher_after"], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(loss.z, torch.tensor([g["z_student"], g["z_teacher"]]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(loss.z, torch.tensor([g["z_student"], g["z_teacher"]], device=device), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_packd_golden(golden, case):
-    g = golden(f"packd_{case}")
+def test_packd_golden(golden, device, case):
+    g = golden(f"packd_{case}", device)
     student = g["student"].requires_grad_()
     loss = PACKDLoss(
         student.shape[1],
@@ -78,7 +78,7 @@ def test_packd_golden(golden, case):
         feat_dim=g["memory"].shape[1],
         temperature=g["temperature"],
         sinkhorn_eps=g["sinkhorn_eps"],
-    )
+    ).to(device)
     fill(loss, g)
     loss.memory.copy_(g["memory"])
     agrees(loss(student, g["teacher"], g["index"], g["contrast_index"]), g["loss"], [(student, g["grad_student"])])
@@ -245,7 +245,7 @@ def test_relations_do_not_see_a_rotation(name):
 @given(shapes)
 def test_the_images_order_does_not_matter(name, shape):
     s, t = reals(2, shape[0], shape[1], seed=shape[2])
-    order = torch.randperm(shape[0])
+    order = shuffled(shape[0], shape[2])
     assert PLAIN[name]()(s[order], t[order]).item() == pytest.approx(PLAIN[name]()(s, t).item(), rel=1e-3, abs=1e-6)
 
 
@@ -287,21 +287,21 @@ def test_others_are_uniform_and_never_oneself():
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("none", "brcd")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_method_gives_a_gradient_and_repeats(name, dtype):
+def test_every_method_gives_a_gradient_and_repeats(device, name, dtype):
     def value():
         torch.manual_seed(0)
-        method = build_method(name, bits=16, n_data=600)
+        method = build_method(name, bits=16, n_data=600).to(device)
         student, rotated = (
-            reals(2, 8, 16).to(dtype).requires_grad_(),
-            reals(4, 8, 16, seed=3).to(dtype).requires_grad_(),
+            reals(2, 8, 16).to(device, dtype).requires_grad_(),
+            reals(4, 8, 16, seed=3).to(device, dtype).requires_grad_(),
         )
         batch = Batch(
-            torch.arange(8) * 7,
+            torch.arange(8, device=device) * 7,
             student,
-            reals(2, 8, 16, seed=1).to(dtype),
+            reals(2, 8, 16, seed=1).to(device, dtype),
             generator("d"),
             rotated,
-            reals(4, 8, 16, seed=4).to(dtype),
+            reals(4, 8, 16, seed=4).to(device, dtype),
         )
         loss = method(batch)["distillation"]
         loss.backward()

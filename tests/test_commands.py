@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -11,88 +10,31 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, STUDENT, TEACHER, command_line, digits
 from test_data import make_folder
 
 from models.heads import load_head
 from retrieval.codes import unpack
-
-TEACHER, STUDENT = "efficientnet_lite0", "efficientnet_lite0"
-SMALL = ["--size", "64", "--views", "2"]
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run a command line in this process: (exit status, output); faster than one of its own."""
-
-    def run(script: str, *words) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
-        try:
-            if script.endswith(".py"):
-                runpy.run_path(script, run_name="__main__")
-            else:
-                runpy.run_module(script, run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, "".join(capsys.readouterr())
-
-    return run
-
-
-def digits(shared, *more):
-    return ["--dataset", "digits", "--limit", "90", "--cache-dir", shared / "cache", *SMALL, *more]
-
-
-@pytest.fixture(scope="session")
-def teacher(command, shared):
-    """A teacher of 16 bits, trained once for all tests here."""
-    folder = shared / "teacher"
-    done = command(
-        "train_teacher.py", *digits(shared), "--backbone", TEACHER, "--bits", 16, "--epochs", 12, "--run-dir", folder
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def last_json(text: str) -> dict:
     return json.loads(text.strip().splitlines()[-1])
 
 
-def test_from_images_to_map(command, shared, teacher):
-    run = shared / "brcd"
-    done = command(
-        "distill.py",
-        *digits(shared),
-        "--teacher",
-        teacher,
-        "--student",
-        STUDENT,
-        "--clusters",
-        5,
-        "--epochs",
-        20,
-        "--run-dir",
-        run,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "5 clusters, purity" in done.stdout
-    done = command("evaluate.py", "--run", run, "--json", shared / "out.json", "--dump-codes", shared / "codes")
-    assert done.returncode == 0, done.stderr
-    result = last_json(done.stdout)
+def test_from_images_to_map(cli, measured):
+    run = measured / "run"
+    assert "5 clusters, purity" in (measured / "distill.py.out").read_text()
+    result = last_json((measured / "evaluate.py.out").read_text())
     assert (result["bits"], result["n_queries"], result["n_database"], result["pretrained"]) == (16, 90, 90, True)
-    written = json.loads((shared / "out.json").read_text())
+    assert (result["teacher_backbone"], result["student_backbone"]) == (TEACHER, STUDENT)
+    written = json.loads((measured / "out.json").read_text())
     for setting in ("sshp", "ashp", "teacher"):
         assert written[setting]["map"] == result[setting]["map"]
         assert 0.25 < result[setting]["map"]["stable/retrieved"] <= 1  # 10 classes: chance is near 0.15 here
-        with np.load(shared / "codes" / f"{setting}_query.npz") as dumped:
+        with np.load(measured / "codes" / f"{setting}_query.npz", allow_pickle=False) as dumped:
             assert unpack(dumped["codes"], 16).shape == (90, 16) and dumped["paths"][0].startswith("digit")
     for name in ("out.csv", "out.png", "out_retrieved.png"):
-        assert (shared / name).stat().st_size > 100
+        assert (measured / name).stat().st_size > 100
     assert {
         "args.yaml",
         "environment.json",
@@ -106,11 +48,11 @@ def test_from_images_to_map(command, shared, teacher):
     head, facts = load_head(run / "best_sshp.pt")
     assert facts["role"] == "student" and head.config["kind"] == "mlp"
 
-    done = command("-m", "scripts.redundancy", "--run", run)
-    assert done.returncode == 0 and "below the margin" in done.stdout and (run / "redundancy.png").stat().st_size > 100
-    done = command("-m", "scripts.report", shared / "out.json", "--out", shared / "report")
-    assert done.returncode == 0 and "| brcd clusters=5 " in done.stdout, done.stdout + done.stderr
-    assert (shared / "report" / "table.tex").read_text().count(r"\begin{tabular}") == 1
+    code, out = cli("scripts.redundancy", "--run", run)
+    assert code == 0 and "below the margin" in out and (run / "redundancy.png").stat().st_size > 100
+    code, out = cli("scripts.report", measured / "out.json", "--out", measured / "report")
+    assert code == 0 and "| brcd clusters=5 " in out, out
+    assert (measured / "report" / "table.tex").read_text().count(r"\begin{tabular}") == 1
 
 
 def test_a_student_takes_data_and_features_from_its_teacher(cli, teacher, tmp_path):
@@ -292,10 +234,7 @@ def test_a_killed_run_resumes_to_the_same_bits(command, shared, teacher, tmp_pat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as ``command`` has it
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, *map(str, distill_words(shared, teacher, killed))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command_line(*distill_words(shared, teacher, killed)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for(killed / "log.csv", process)
     process.send_signal(number)
@@ -363,8 +302,8 @@ def test_a_mistake_is_one_clear_line(cli, shared, teacher, tmp_path, monkeypatch
     assert "\n" not in code and "Traceback" not in out
 
 
-def test_an_error_has_exit_status_1_and_no_traceback(command):
-    done = command("train_teacher.py", "--backbone", "vit_x", "--run-dir", "runs/never")
+def test_an_error_has_exit_status_1_and_no_traceback(command, tmp_path):
+    done = command("train_teacher.py", "--backbone", "vit_x", "--run-dir", tmp_path / "never")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
 
 
@@ -385,6 +324,7 @@ def test_scripts_pass_flags_and_environment_on(script, tmp_path):
     spy.chmod(0o755)
     done = subprocess.run(
         ["sh", script, "--k", "7"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHON": str(spy), "BITS": "24", "VIEWS": "16"},

@@ -192,12 +192,18 @@ def test_evaluation_crops_the_centre_or_squashes():
 # Views
 
 
-def test_a_larger_bank_begins_with_the_smaller_and_any_start_gives_the_same_rows():
-    data, cpu = digits.load(limit=20), torch.device("cpu")
-    two, three = (torch.cat(list(view_batches(data, Bank(n, 0), 32, 7, cpu))) for n in (2, 3))
+def test_a_larger_bank_begins_with_the_smaller_and_any_start_gives_the_same_rows(device):
+    data = digits.load(limit=20)
+    two, three = (torch.cat(list(view_batches(data, Bank(n, 0), 32, 7, device))) for n in (2, 3))
     assert (three[:40] == two).all() and not (three[40:] == two[:20]).all()
-    late = torch.cat(list(view_batches(data, Bank(3, 0), 32, 7, cpu, Part(start=27))))
+    late = torch.cat(list(view_batches(data, Bank(3, 0), 32, 7, device, Part(start=27))))
     assert (late.float() - three[27:].float()).abs().max() <= 1  # other batches may round differently
+    for size in (32, 6):  # colours before enlarging, and cropped first
+        here, there = (
+            torch.cat(list(view_batches(data, Bank(2, 0), size, 7, d))).float() for d in (device, torch.device("cpu"))
+        )
+        difference = (here.cpu() - there).abs()
+        assert here.device.type == device.type and difference.max() <= 2 and difference.mean() < 0.01  # grey levels
 
 
 def test_evaluation_batches_keep_the_order(tmp_path, photo):
@@ -235,10 +241,10 @@ def test_turned_views_are_one_view_at_four_angles():
         assert (rotated[0, :, 1] == batch.index).all() and rotated[0, :, 0].max() <= 1
 
 
-def test_fresh_views_are_new_each_epoch_and_the_same_when_asked_again():
+def test_fresh_views_are_new_each_epoch_and_the_same_when_asked_again(device):
     data = digits.load(limit=12)
     means = lambda pixels: pixels.float().mean(dim=(2, 3))  # noqa: E731
-    views = FreshViews(data, [(means, 16), (means, 24)], seed=0, device=torch.device("cpu"), rotated=True)
+    views = FreshViews(data, [(means, 16), (means, 24)], seed=0, device=device, rotated=True)
     once, again, later = (list(views.epoch(e, 5)) for e in (1, 1, 2))
     assert [len(b.index) for b in once] == [5, 5, 2]
     for a, b in zip(once, again, strict=True):

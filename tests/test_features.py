@@ -29,6 +29,7 @@ from utils.cache import FeatureCache, entries, prune
 from utils.errors import UserError
 from utils.options import parse_size
 from utils.pipeline import one_late, prefetch
+from utils.seeds import generator
 
 CPU = torch.device("cpu")
 
@@ -194,17 +195,17 @@ def test_prefetch_keeps_order_hands_errors_on_and_can_be_left():
     left.close()  # returns: the thread behind it stops
 
 
-def test_batches_are_one_late_and_all_there():
+def test_batches_are_one_late_and_all_there(device):
     made = []
 
     def batches():
         for i in range(3):
             made.append(i)
-            yield torch.full((2, 1), float(i))
+            yield torch.full((2, 1), float(i), device=device)
 
     late = one_late(batches())
     first = next(late)
-    assert made == [0, 1] and first.dtype == torch.float16
+    assert made == [0, 1] and first.dtype == torch.float16 and first.device == CPU
     assert [first[0, 0].item(), *(b[0, 0].item() for b in late)] == [0, 1, 2]
     assert list(one_late(iter([]))) == []
 
@@ -212,19 +213,23 @@ def test_batches_are_one_late_and_all_there():
 # Engines and backbones
 
 
+def random_images(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, generator=generator("images"), dtype=torch.uint8)
+
+
 def small_network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def test_a_compiled_engine_agrees_or_says_that_it_cannot_compile():
-    images = torch.rand(5, 3, 16, 16)
-    engine = make_engine(small_network(), 16, CPU, "compile", torch.float32, 4)
-    if shutil.which("g++"):
+def test_a_compiled_engine_agrees_or_says_that_it_cannot_compile(device):
+    images = torch.rand(5, 3, 16, 16, generator=generator("images"))
+    engine = make_engine(small_network(), 16, device, "compile", torch.float32, 4)
+    if shutil.which("g++" if device.type == "cpu" else "gcc"):
         known = TorchEngine(small_network(), CPU, torch.float32)(images)
-        assert (engine(images) - known).abs().max() < 1e-5
+        assert (engine(images).cpu() - known).abs().max() < 1e-5
     else:
-        with pytest.raises(UserError, match="--engine compile does not work here .*use --engine torch"):
+        with pytest.raises(UserError, match=r"^--engine compile does not work here \(.+\); use --engine torch$"):
             engine(images)
 
 
@@ -235,8 +240,9 @@ def test_what_cannot_be_compiled_is_one_line(monkeypatch):
     compile_by = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compile_by(module, backend=fails))
     engine = make_engine(small_network(), 16, CPU, "compile", torch.float32, 4)
-    with pytest.raises(UserError, match=r"does not work here \(no working C\+\+ compiler\); use --engine torch"):
-        engine(torch.rand(5, 3, 16, 16))
+    said = r"^--engine compile does not work here \(no working C\+\+ compiler\); use --engine torch$"
+    with pytest.raises(UserError, match=said):
+        engine(torch.zeros(5, 3, 16, 16))
 
 
 def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
@@ -250,19 +256,20 @@ def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
     ]
 
 
-def test_engines_agree():
+def test_engines_agree(device):
     backbone = build_backbone("efficientnet_lite0")
-    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    images = random_images(5, 3, 64, 64)
     with torch.inference_mode():
         known = backbone(images)
-    for engine in (
-        TorchEngine(backbone, CPU, torch.float32),
-        OpenVINOEngine(backbone, 64, torch.float32, batch_size=4),
-    ):
-        features = engine(images)
+    name, precision = choose_engine("auto", "auto", device)
+    auto = make_engine(backbone, 64, device, name, precision, 4)
+    assert isinstance(auto, OpenVINOEngine) == (device.type == "cpu")
+    half = precision == torch.float16
+    for engine, apart in ((TorchEngine(backbone, device, torch.float32), 1e-4), (auto, 0.02 if half else 1e-4)):
+        features = engine(images).cpu()
         assert features.shape == (5, 1000) and features.dtype == torch.float32
-        assert (features - known).norm() / known.norm() < 1e-4
-        assert (engine(images[3:4])[0] - features[3]).abs().max() < 1e-3
+        assert (features - known).norm() / known.norm() < apart
+        assert (engine(images[3:4])[0].cpu() - features[3]).abs().max() < 10 * apart
 
 
 def test_automatic_choices():
@@ -271,8 +278,12 @@ def test_automatic_choices():
     assert choose_engine("torch", "bfloat16", CPU) == ("torch", torch.bfloat16)
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for call, words in (
-        (lambda: choose_engine("openvino", "auto", torch.device("cuda")), "runs on the CPU"),
-        (lambda: pick_device("tpu9"), "unknown device|not supported"),
+        (
+            lambda: choose_engine("openvino", "auto", torch.device("cuda")),
+            "^--engine openvino runs on the CPU; use --device cpu with it, or --engine torch$",
+        ),
+        (lambda: pick_device("tpu9"), "^unknown device 'tpu9'; use auto, cpu, cuda or cuda:N$"),
+        (lambda: pick_device("meta"), "^device 'meta' is not supported; use auto, cpu, cuda or cuda:N$"),
     ):
         with pytest.raises(UserError, match=words):
             call()
@@ -292,7 +303,7 @@ WIDTHS = {
 @pytest.mark.parametrize("name", WIDTHS)
 def test_backbones_give_the_papers_features(name):
     backbone = build_backbone(name, weights="random")
-    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    images = random_images(2, 3, 224, 224)
     with torch.inference_mode():
         features = backbone(images)
     assert features.shape == (2, WIDTHS[name]) == (2, backbone.dim) and torch.isfinite(features).all()
@@ -312,7 +323,7 @@ def test_every_backbone_is_cut_where_its_dim_says(name):
 
 def test_pooled_features_enter_the_last_layer():
     whole, pooled = (build_backbone("efficientnet_lite0", features=f) for f in ("logits", "pooled"))
-    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    images = random_images(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(whole.network.classifier(pooled(images)), whole(images))
     assert whole.sha256 != pooled.sha256 and pooled.dim == 1280
@@ -369,17 +380,17 @@ def test_a_download_that_fails_names_the_way_out(monkeypatch, tmp_path):
         build_backbone("resnet18")
 
 
-def test_recalibration_is_the_plain_mean_over_the_batches_and_changes_the_hash():
+def test_recalibration_is_the_plain_mean_over_the_batches_and_changes_the_hash(device):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9))
     backbone = FrozenBackbone("tiny", network, IMAGENET, "pooled", 4, pretrained=False)
     before = backbone.sha256
-    batches = [torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8) for _ in range(3)]
+    batches = random_images(3, 6, 3, 8, 8)
     with torch.no_grad():
         seen = torch.stack(
             [network[0]((b.float() - backbone.mean) / backbone.std).mean(dim=(0, 2, 3)) for b in batches]
         )
-    recalibrate_batch_norm(backbone, batches, CPU)
-    torch.testing.assert_close(network[1].running_mean, seen.mean(dim=0), rtol=1e-4, atol=1e-5)
+    recalibrate_batch_norm(backbone, batches, device)
+    torch.testing.assert_close(network[1].running_mean.cpu(), seen.mean(dim=0), rtol=1e-4, atol=1e-5)
     assert backbone.sha256 != before and backbone.sha256 == hash_state(backbone)
     assert not any(m.training for m in backbone.modules())
     kept, recalibrated = batch_norm_statistics(backbone), backbone.sha256
@@ -390,16 +401,19 @@ def test_recalibration_is_the_plain_mean_over_the_batches_and_changes_the_hash()
         recalibrate_batch_norm(build_backbone("vgg16", "random"), [], CPU)
 
 
-def test_heads():
+def test_heads(device):
     assert [m.out_features for m in HashHead(1000, 12, "mlp").modules() if isinstance(m, nn.Linear)] == [1000, 12]
     assert len(list(HashHead(768, 64).parameters())) == 2
     assert (HashHead(8, 4, seed=1)(torch.ones(1, 8)) == HashHead(8, 4, seed=1)(torch.ones(1, 8))).all()
-    codes = HashHead(8, 4).encode(np.random.RandomState(0).randn(100, 8).astype(np.float16), batch_size=33)
-    assert codes.shape == (100, 4) and set(codes.unique().tolist()) <= {-1, 1}
+    rows = np.random.RandomState(0).randn(100, 8).astype(np.float16)
+    codes = HashHead(8, 4).to(device).encode(rows, batch_size=33)
+    assert codes.shape == (100, 4) and codes.device == CPU and codes.dtype == torch.int8
+    logits = HashHead(8, 4)(torch.from_numpy(rows).float())
+    assert logits.abs().min() > 1e-5 and (codes == torch.where(logits >= 0, 1, -1)).all()
     for bits, kind, words in (
-        (0, "linear", "at least 1 bit"),
-        (-1, "linear", "at least 1 bit"),
-        (8, "deep", "unknown head"),
+        (0, "linear", "^--bits 0: a code needs at least 1 bit$"),
+        (-1, "linear", "^--bits -1: a code needs at least 1 bit$"),
+        (8, "deep", "^unknown head 'deep'; there are: linear, mlp$"),
     ):
         with pytest.raises(UserError, match=words):
             HashHead(8, bits, kind)

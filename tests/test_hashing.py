@@ -12,8 +12,8 @@ from models.itq import itq_head
 from utils.errors import UserError
 
 
-def test_bihalf_gives_each_bit_to_half_of_the_batch():
-    logits = reals(10, 7)
+def test_bihalf_gives_each_bit_to_half_of_the_batch(device):
+    logits = reals(10, 7).to(device)
     codes = _HalfHalf.apply(logits, 6.0)
     assert (codes.sum(dim=0) == 0).all()
     for bit in range(7):
@@ -47,7 +47,7 @@ def test_greedyhash_quantisation_and_gradient():
 
 
 def test_itq_codes_are_the_rotated_principal_components_signs():
-    features = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) @ torch.randn(12, 12) + 3
+    features = reals(300, 12) @ reals(12, 12, seed=1) + 3
     head = itq_head(features, 6, seed=0)
     weight = head.layers[0].weight  # orthonormal rows: a rotation of the principal axes
     torch.testing.assert_close(weight @ weight.T, torch.eye(6), atol=1e-4, rtol=0)
@@ -74,8 +74,9 @@ def test_constructors_refuse_nonsense(make):
         make()
 
 
-def test_every_objective_takes_two_views():
+def test_every_objective_takes_two_views(device):
     for build in HASHING.values():
-        logits = reals(2, 5, 8).requires_grad_()
-        build(temperature=0.3, kl_weight=0.001)(logits, reals(2, 5, 20, seed=1))["loss"].backward()
+        logits = reals(2, 5, 8).to(device).requires_grad_()
+        features = reals(2, 5, 20, seed=1).to(device)
+        build(temperature=0.3, kl_weight=0.001)(logits, features)["loss"].backward()
         assert logits.grad.abs().sum() > 0

@@ -24,6 +24,10 @@ def reals(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def shuffled(n: int, seed: int) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
 def cos(a: torch.Tensor, b: torch.Tensor) -> float:
     norm = a.norm() * b.norm()
     return float(a @ b / norm) if norm > 0 else 0.0
@@ -40,15 +44,15 @@ def agrees(loss: torch.Tensor, known: float, gradients: list[tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_nt_xent_golden(golden, case):
-    g = golden(f"nt_xent_{case}")
+def test_nt_xent_golden(golden, device, case):
+    g = golden(f"nt_xent_{case}", device)
     z_i, z_j = g["z_i"].requires_grad_(), g["z_j"].requires_grad_()
     agrees(NTXentLoss(g["temperature"])(z_i, z_j), g["loss"], [(z_i, g["grad_z_i"]), (z_j, g["grad_z_j"])])
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_cibhash_golden(golden, case):
-    g = golden(f"cibhash_{case}")
+def test_cibhash_golden(golden, device, case):
+    g = golden(f"cibhash_{case}", device)
     i, j = g["logits_i"].requires_grad_(), g["logits_j"].requires_grad_()
     terms = CIBHashLoss(g["temperature"], g["kl_weight"])(i, j)
     assert terms["contrastive"].item() == pytest.approx(g["contrastive"], rel=1e-5)
@@ -58,8 +62,8 @@ def test_cibhash_golden(golden, case):
 
 @pytest.mark.parametrize("case", range(3))
 @pytest.mark.parametrize("variant", range(4))
-def test_brcd_golden(golden, case, variant):
-    g = golden(f"brcd_{case}_{variant}")
+def test_brcd_golden(golden, device, case, variant):
+    g = golden(f"brcd_{case}_{variant}", device)
     student = g["student"].requires_grad_()
     loss = BRCDLoss(g["temperature"], g["alpha"], g["drop_same_cluster_negatives"])
     value = loss(student, g["teacher_i"], g["teacher_j"], g["cluster_i"], g["cluster_j"], g["bit_mask"])
@@ -195,7 +199,7 @@ def test_binarize_signs_zero_as_plus_one_and_passes_the_sigmoids_gradient():
 def test_nt_xent_is_symmetric_and_ignores_the_images_order(shape):
     batch, bits, seed = shape
     z_i, z_j = reals(2, batch, bits, seed=seed)
-    order = torch.randperm(batch)
+    order = shuffled(batch, seed)
     value = NTXentLoss(0.5)(z_i, z_j).item()
     assert NTXentLoss(0.5)(z_j, z_i).item() == pytest.approx(value, rel=1e-5)
     assert NTXentLoss(0.5)(z_i[order], z_j[order]).item() == pytest.approx(value, rel=1e-5)
@@ -208,7 +212,7 @@ def test_brcd_ignores_the_order_of_images_and_bits_and_the_clusters_names(shape)
     z, t_i, t_j = codes(3, batch, bits, seed=seed)
     mask = (codes(batch, bits, seed=seed + 1) + 1) / 2
     c_i, c_j = torch.randint(0, 3, (2, batch), generator=torch.Generator().manual_seed(seed))
-    rows, columns, loss = torch.randperm(batch), torch.randperm(bits), BRCDLoss(0.3, 0.8)
+    rows, columns, loss = shuffled(batch, seed), shuffled(bits, seed + 1), BRCDLoss(0.3, 0.8)
     moved = [t[rows][:, columns] for t in (z, t_i, t_j)]
     value = loss(z, t_i, t_j, c_i, c_j, mask).item()
     other = loss(*moved, 7 - c_i[rows], 7 - c_j[rows], mask[rows][:, columns]).item()
@@ -228,9 +232,9 @@ def test_masked_bits_carry_no_gradient_of_the_structural_part(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_loss_takes_float32_and_bfloat16(dtype):
-    a, b = reals(2, 8, 16).to(dtype)
-    cluster = torch.arange(8) % 3
+def test_every_loss_takes_float32_and_bfloat16(device, dtype):
+    a, b = reals(2, 8, 16).to(device, dtype)
+    cluster = torch.arange(8, device=device) % 3
     values = {
         "nt_xent": NTXentLoss()(a, b),
         "cibhash": CIBHashLoss()(a, b)["loss"],

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
-from test_commands import STUDENT, TEACHER, cli, digits, shared, teacher  # noqa: F401  (fixtures)
+from conftest import ROOT, STUDENT, TEACHER, digits
 
 from losses.masks import cluster_codes
 from models.trained import read_run, read_teacher
@@ -22,7 +21,7 @@ from utils.errors import UserError, first_line, some
 
 
 @pytest.fixture(scope="module")
-def pair(command, shared, teacher, tmp_path_factory):  # noqa: F811
+def pair(command, shared, teacher, tmp_path_factory):
     """A teacher's and a student's finished runs of their own, to be damaged in copies."""
     root = tmp_path_factory.mktemp("pair")
     shutil.copytree(teacher, root / "teacher")
@@ -121,7 +120,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_run_that_is_not_what_it_was_is_not_measured(cli, runs, name):  # noqa: F811
+def test_a_run_that_is_not_what_it_was_is_not_measured(cli, runs, name):
     damage, said = DAMAGE[name]
     damage(runs)
     code, out = cli("evaluate.py", "--run", runs / "student", "--pictures", 0)
@@ -129,7 +128,7 @@ def test_a_run_that_is_not_what_it_was_is_not_measured(cli, runs, name):  # noqa
     assert "\n" not in code and not (runs / "student/test.json").exists()
 
 
-def test_a_run_from_before_teachers_were_recorded_is_measured_with_a_note(cli, runs):  # noqa: F811
+def test_a_run_from_before_teachers_were_recorded_is_measured_with_a_note(cli, runs):
     for name in ("best_sshp.pt", "best_ashp.pt"):
         content = torch.load(runs / "student" / name, weights_only=True)
         torch.save({k: v for k, v in content.items() if k not in ("teacher", "transforms")}, runs / "student" / name)
@@ -137,7 +136,7 @@ def test_a_run_from_before_teachers_were_recorded_is_measured_with_a_note(cli, r
     assert code == 0 and "it is taken on trust" in out
 
 
-def test_distilling_from_an_unfinished_teacher_is_refused(cli, runs, tmp_path):  # noqa: F811
+def test_distilling_from_an_unfinished_teacher_is_refused(cli, runs, tmp_path):
     (runs / "teacher/summary.json").unlink()
     words = ["distill.py", "--teacher", runs / "teacher", "--student", STUDENT, "--run-dir", tmp_path / "new"]
     code, _ = cli(*words)
@@ -147,7 +146,7 @@ def test_distilling_from_an_unfinished_teacher_is_refused(cli, runs, tmp_path): 
 
 
 @pytest.mark.parametrize("name", ["log", "args", "clusters", "environment", "summary", "train_codes"])
-def test_a_result_never_replaces_a_run_s_own_files(cli, runs, name):  # noqa: F811
+def test_a_result_never_replaces_a_run_s_own_files(cli, runs, name):
     before = {p.name: p.read_bytes() for p in (runs / "student").iterdir() if p.is_file()}
     code, _ = cli("evaluate.py", "--run", runs / "student", "--json", runs / "student" / f"{name}.json")
     assert "would replace files of the run" in code
@@ -155,7 +154,7 @@ def test_a_result_never_replaces_a_run_s_own_files(cli, runs, name):  # noqa: F8
 
 
 @pytest.mark.parametrize("target", ["", "{tmp}", "{tmp}/result.txt"])
-def test_a_result_is_a_json_file(cli, runs, tmp_path, target):  # noqa: F811
+def test_a_result_is_a_json_file(cli, runs, tmp_path, target):
     beside = sorted(tmp_path.parent.iterdir())
     code, _ = cli("evaluate.py", "--run", runs / "student", "--json", target.format(tmp=tmp_path))
     assert "it takes a file that ends in .json" in code and sorted(tmp_path.parent.iterdir()) == beside
@@ -198,21 +197,21 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refused_command_leaves_no_folder_behind(cli, shared, tmp_path, name):  # noqa: F811
+def test_a_refused_command_leaves_no_folder_behind(cli, shared, tmp_path, name):
     words = ["train_teacher.py", *digits(shared), "--backbone", TEACHER, "--run-dir", tmp_path / "a" / "run"]
     code, out = cli(*words, *REFUSED[name])
     assert isinstance(code, str) and code.startswith("error: ") and "\n" not in code, (code, out)
     assert not (tmp_path / "a").exists()
 
 
-def test_a_refused_student_leaves_no_folder_behind(cli, shared, teacher, tmp_path):  # noqa: F811
+def test_a_refused_student_leaves_no_folder_behind(cli, shared, teacher, tmp_path):
     words = ["distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--run-dir", tmp_path / "run"]
     for more in (["--clusters", "91"], ["--mask-rule", "foo"], ["--student-features", "foo"]):
         code, _ = cli(*words, *more)
         assert isinstance(code, str) and not (tmp_path / "run").exists()
 
 
-def test_set_ups_that_are_hardly_meant_get_a_note(cli, shared, teacher, tmp_path):  # noqa: F811
+def test_set_ups_that_are_hardly_meant_get_a_note(cli, shared, teacher, tmp_path):
     words = ["distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--run-dir", tmp_path / "run"]
     code, out = cli(*words, "--clusters", 1, "--batch-size", 1, "--epochs", 1)
     assert code == 0 and "note: --clusters 1: " in out and "note: --batch-size 1: " in out
@@ -223,7 +222,7 @@ def test_a_finished_run_keeps_nothing_to_resume_from(pair):
     assert read_teacher(pair / "teacher").heads.keys() == {"map"}
 
 
-def test_an_incomplete_last_checkpoint_is_named(cli, runs):  # noqa: F811
+def test_an_incomplete_last_checkpoint_is_named(cli, runs):
     (runs / "student/summary.json").unlink()
     words = yaml.safe_load((runs / "student/environment.json").read_text())["command"].split()[1:]
     words[words.index("--run-dir") + 1] = str(runs / "student")
@@ -241,7 +240,7 @@ def test_a_long_list_is_cut():
     assert first_line("\n  a\nb") == "a" and len(first_line("x" * 9999)) < 220
 
 
-def test_weights_of_other_names_are_one_short_line(cli, shared, tmp_path):  # noqa: F811
+def test_weights_of_other_names_are_one_short_line(cli, shared, tmp_path):
     for number, state in enumerate(({f"module.{i}": torch.zeros(1) for i in range(500)}, {})):
         torch.save(state, tmp_path / "w.pt")
         words = ["train_teacher.py", *digits(shared), "--backbone", TEACHER, "--weights", tmp_path / "w.pt"]
@@ -296,7 +295,7 @@ def test_a_python_that_is_none_is_refused(tmp_path):
     assert done.returncode == 1 and "Python 3.11 or newer is needed" in done.stderr
 
 
-def test_a_cache_that_is_not_there_is_no_empty_cache(cli, tmp_path):  # noqa: F811
+def test_a_cache_that_is_not_there_is_no_empty_cache(cli, tmp_path):
     code, _ = cli("scripts.cache", "--cache-dir", tmp_path / "typo", "--list")
     assert "typo: no such folder" in code
     code, _ = cli("scripts.cache", "--cache-dir", tmp_path, "--prune=-5G")
@@ -311,7 +310,7 @@ def test_a_cache_that_is_not_there_is_no_empty_cache(cli, tmp_path):  # noqa: F8
     "content",
     ["", "[1]", '{"method": null}', json.dumps({"sshp": {"map": {"stable/retrieved": "0.5"}}, "method": "kl"})],
 )
-def test_a_result_that_is_none_is_named(cli, tmp_path, content):  # noqa: F811
+def test_a_result_that_is_none_is_named(cli, tmp_path, content):
     (tmp_path / "test.json").write_text(content)
     code, _ = cli("scripts.report", tmp_path / "test.json", "--out", tmp_path / "out")
     assert "test.json" in code and not (tmp_path / "out").exists()

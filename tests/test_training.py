@@ -7,10 +7,7 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
-from losses.brcd import BRCDOptions
-from losses.methods import BRCD, Batch, Knowledge, build_method
 from models.heads import HashHead, load_head, save_head
 from models.trained import read_teacher
 from utils import training
@@ -21,16 +18,17 @@ from utils.seeds import generator
 from utils.training import Schedule, fit
 
 ARGS = {"lr": 0.1, "seed": 0, "run_dir": "x"}
+CPU = torch.device("cpu")
 
 
 class Killed(BaseException):
     pass
 
 
-def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, resume: bool = True):
+def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, device=CPU):
     """A small head on random features through the real loop; ``die_at``: the optimizer step that never ends."""
-    run = Run(folder, ARGS, resume)
-    head = HashHead(6, 4, seed=0)
+    run = Run(folder, ARGS, resume=True)
+    head = HashHead(6, 4, seed=0).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     step = iter(range(10**6))
 
@@ -38,10 +36,11 @@ def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, 
         for batch in torch.randn(5, 8, 6, generator=generator("data", epoch)):
             if next(step) == die_at:
                 raise Killed
-            yield {"loss": loss(head(batch).tanh().pow(2).mean()), "other": torch.tensor(1.0)}
+            yield {"loss": loss(head(batch.to(device)).tanh().pow(2).mean()), "other": torch.tensor(1.0)}
 
     def validate():
-        return {"map": -head(torch.ones(1, 6)).abs().sum().item(), "ashp": head(torch.ones(1, 6)).sum().item()}
+        logits = head(torch.ones(1, 6, device=device))
+        return {"map": -logits.abs().sum().item(), "ashp": logits.sum().item()}
 
     def save_best(path, epoch, metrics):
         save_head(path, head, role="teacher", epoch=epoch, metrics=metrics)
@@ -55,11 +54,11 @@ def same(a: dict, b: dict) -> bool:
 
 
 @pytest.mark.parametrize("die_at", [0, 4, 14, 15, 22, 29, 30, 44])
-def test_killed_and_resumed_is_never_killed(tmp_path, die_at):
-    whole, summary = train(tmp_path / "whole")
+def test_killed_and_resumed_is_never_killed(tmp_path, device, die_at):
+    whole, summary = train(tmp_path / "whole", device=device)
     with pytest.raises(Killed):
-        train(tmp_path / "killed", die_at)
-    resumed, again = train(tmp_path / "killed")
+        train(tmp_path / "killed", die_at, device=device)
+    resumed, again = train(tmp_path / "killed", device=device)
     assert same(whole.state_dict(), resumed.state_dict()) and summary["best"] == again["best"]
     for name in ("log.csv", "best_map.pt", "best_ashp.pt"):
         a, b = (tmp_path / run / name for run in ("whole", "killed"))
@@ -90,8 +89,8 @@ def test_killed_while_writing_any_file(tmp_path, monkeypatch, nth):
     assert not list(folder.glob(".*.*")) and (folder / "environment.json").exists()
 
 
-def test_best_checkpoints_are_kept_apart(tmp_path):
-    _, summary = train(tmp_path / "r")
+def test_best_checkpoints_are_kept_apart(tmp_path, device):
+    _, summary = train(tmp_path / "r", device=device)
     for name in ("map", "ashp"):
         _, facts = load_head(tmp_path / "r" / f"best_{name}.pt")
         assert (
@@ -116,11 +115,11 @@ def test_early_stopping(tmp_path):
     assert summary["best"]["map"] == {"value": 0.3, "epoch": 4} and summary["epochs"] == 10 and summary["early_stop"]
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
-    train(tmp_path / "r", epochs=3)
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, device):
+    train(tmp_path / "r", epochs=3, device=device)
     before = read_checkpoint(tmp_path / "r" / "last.pt", training.KIND)
     with pytest.raises(UserError, match=r"epoch 4: the loss or a weight is not finite.*--lr"):
-        train(tmp_path / "r", epochs=9, loss=lambda x: x * float("nan"))
+        train(tmp_path / "r", epochs=9, loss=lambda x: x * float("nan"), device=device)
     after = read_checkpoint(tmp_path / "r" / "last.pt", training.KIND)
     assert after["epoch"] == 3 and same(before["module"], after["module"])
 
@@ -240,47 +239,3 @@ def test_a_checkpoint_is_the_head_alone(tmp_path):
     loaded, facts = load_head(tmp_path / "h.pt")
     assert same(head.state_dict(), loaded.state_dict()) and facts["config"] == {"dim": 1000, "bits": 64, "kind": "mlp"}
     assert not loaded.training
-
-
-# BRCD as a method
-
-
-def batch_and_knowledge(seed: int = 0):
-    draw = generator("method", seed)
-    student, teacher = torch.randn(2, 2, 12, 16, generator=draw)
-    cluster = torch.randint(0, 3, (40,), generator=draw)
-    centroids = torch.randn(3, 16, generator=draw)
-    masks = torch.randint(0, 2, (3, 16), generator=draw)
-    return Batch(torch.arange(5, 17), student.requires_grad_(), teacher), Knowledge(cluster, centroids, masks)
-
-
-def value(**options) -> float:
-    batch, knowledge = batch_and_knowledge()
-    return BRCD(knowledge, BRCDOptions(**options))(batch)["distillation"].item()
-
-
-def test_every_part_of_brcd_matters():
-    values = [
-        value(),
-        *(value(**{part: False}) for part in ("mask", "offset", "false_negatives", "individual", "structural")),
-        value(variant="released"),
-    ]
-    assert len({round(v, 6) for v in values}) == len(values)
-
-
-def test_released_has_no_mask_and_sends_every_augmentation_to_one_centroid():
-    batch, knowledge = batch_and_knowledge()
-    method = BRCD(knowledge, BRCDOptions(variant="released"))
-    assert not method.masks.any()
-    seen = []
-    method.loss.forward = lambda *inputs: seen.append(inputs) or torch.zeros(())
-    method(batch)
-    assert seen[0][4].unique().numel() == 1  # cluster_j
-    nearest_to_zero = knowledge.centroids.norm(dim=1).argmin()
-    assert (seen[0][4] == nearest_to_zero).all()
-
-
-def test_methods_are_built_by_name_and_none_adds_nothing():
-    batch, _ = batch_and_knowledge()
-    assert build_method("none", bits=16, n_data=40)(batch) == {}
-    assert isinstance(build_method("none", bits=16, n_data=40), nn.Module)
