@@ -268,7 +268,7 @@ def test_a_query_in_the_database_is_found_by_content(tmp_path, photo):
     data = folder.load(tmp_path, drop_leaks=True)
     assert len(data.database) == len(data.train) == 12 and len(data.notes) == 1
     (tmp_path / "query/dog/copy.jpg").write_bytes(content)
-    with pytest.raises(UserError, match="1 val images are test queries|1 database images"):
+    with pytest.raises(UserError, match=r"1 val images are test queries|1 database images"):
         folder.load(tmp_path)
     (tmp_path / "database/dog/copy.jpg").unlink()
     (tmp_path / "query/dog/copy.jpg").unlink()

@@ -56,7 +56,10 @@ def test_the_number_of_processes_does_not_matter(command, alone, tmp_path, proce
     one, many = (json.loads((folder / "student" / "test.json").read_text()) for folder in (alone[views], tmp_path))
     for setting in ("sshp", "ashp", "teacher"):
         assert one[setting] == many[setting]
-    with np.load(alone[views] / "student/test.npz") as a, np.load(tmp_path / "student/test.npz") as b:
+    with (
+        np.load(alone[views] / "student/test.npz", allow_pickle=False) as a,
+        np.load(tmp_path / "student/test.npz", allow_pickle=False) as b,
+    ):
         assert all(np.array_equal(a[key], b[key]) for key in a.files)
 
 

@@ -153,7 +153,7 @@ def test_missing_images_and_lists_are_named(tmp_path, photo):
     with pytest.raises(UserError, match=r"train\.txt:1: im/006\.jpg is not there; .*and 2 more"):  # each once
         from_lists.load(LISTS, root)
     (root / "train.txt").unlink()
-    with pytest.raises(UserError, match="no list train.txt"):
+    with pytest.raises(UserError, match=r"no list train\.txt"):
         from_lists.load(LISTS, root)
 
 
@@ -218,9 +218,9 @@ def test_published_lists_are_believed_by_their_hash(tmp_path, monkeypatch):
     (tmp_path / "x_train.txt").write_bytes(content[:-1])
     with pytest.raises(UserError, match="was changed or cut"):
         fetch_lists.fetch(known, tmp_path)
-    with pytest.raises(UserError, match="no x_train.txt or x_train.txt.xz"):
+    with pytest.raises(UserError, match=r"no x_train\.txt or x_train\.txt\.xz"):
         fetch_lists.fetch(known, tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="could not be downloaded.*--from"):
+    with pytest.raises(UserError, match=r"could not be downloaded.*--from"):
         fetch_lists.fetch(known, None)
     there = Path(tmp_path / "served.txt")
     there.write_bytes(content)
