@@ -75,7 +75,11 @@ def unpacked(file: Path) -> bytes:
     if file.suffix != ".xz":
         return file.read_bytes()
     try:
-        return lzma.decompress(file.read_bytes())
+        stream = lzma.LZMADecompressor()
+        content = stream.decompress(file.read_bytes())
+        if not stream.eof or stream.unused_data:
+            raise EOFError("cut, or something behind its end")
+        return content
     except (lzma.LZMAError, EOFError) as error:
         raise UserError(f"{file}: no whole .xz file ({error}); copy or fetch it again") from None
 

@@ -133,14 +133,24 @@ def decode(file: Path | BinaryIO, name: str | None = None, upright: bool = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
             with Image.open(file, formats=FORMATS) as image:
-                image.load()
-                return F.pil_to_tensor(_to_rgb(_upright(image) if upright else image))
+                if image.format != "PNG":
+                    return _pixels(image, upright)
+                image.verify()  # Pillow forgives a last chunk that is cut; after this it wants the file opened anew
+            if not isinstance(file, Path):
+                file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
+                return _pixels(image, upright)
     except FileNotFoundError:
         raise UserError(f"{file}: no such image file") from None
     except UnidentifiedImageError:  # Pillow's own words hold an object's address
         raise UserError(f"{name or file}: not a readable image (none of {', '.join(FORMATS)})") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{name or file}: not a readable image ({error or type(error).__name__})") from None
+
+
+def _pixels(image: Image.Image, upright: bool) -> torch.Tensor:
+    image.load()
+    return F.pil_to_tensor(_to_rgb(_upright(image) if upright else image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -145,7 +145,7 @@ def read_arrays(path: Path, **shapes: tuple) -> dict[str, np.ndarray]:
     except (BadZipFile, zlib.error, SyntaxError, MemoryError, OverflowError, RuntimeError, struct.error) as error:
         raise _damaged(path, error) from None
     for name, (kinds, dimensions) in shapes.items():
-        array = arrays[name]
+        array = np.asarray(arrays[name])  # what has lost its head comes as plain bytes
         if array.dtype.kind not in kinds or array.ndim != dimensions:
             raise _damaged(path, f"'{name}' is {array.dtype} with {array.ndim} dimensions")
     return arrays

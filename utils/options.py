@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from utils.errors import UserError
 
@@ -27,8 +28,11 @@ class Parser(argparse.ArgumentParser):
             value = values.get(action.dest, action.default)
             if isinstance(action.default, bool):
                 bad = not isinstance(value, bool)
+            elif value is None:
+                bad = action.default is not None
             else:
-                bad = (value is None and action.default is not None) or isinstance(value, bool | list | dict)
+                numeric = getattr(action.type, "numeric", False)
+                bad = isinstance(value, bool) or not isinstance(value, int | float if numeric else str | Path)
             try:
                 if not bad and value is not None and action.type is not None:
                     action.type(str(value))
@@ -68,6 +72,7 @@ def number(kind: type, low: float, high: float | None = None) -> Callable[[str],
             raise argparse.ArgumentTypeError(f"'{text}' is not {what} {allowed}")
         return value
 
+    parse.numeric = True
     return parse
 
 
@@ -94,6 +99,9 @@ def view_count(text: str) -> int:
     return value
 
 
+view_count.numeric = True
+
+
 def parse_size(text: str) -> int:
     """Bytes: "800M", "5G" or a plain number.
 
@@ -109,3 +117,6 @@ def parse_size(text: str) -> int:
     if size < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no size; write 800M, 5G or a number of bytes")
     return size
+
+
+parse_size.numeric = True
