@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import STUDENT, TEACHER
 
 from models.heads import load_head
 from utils import distributed
 from utils.errors import UserError
 
 TINY = ["--dataset", "digits", "--limit", 70, "--size", 32]
-NET = "efficientnet_lite0"
 
 
 def recipe(command, folder, processes: int, views: int) -> None:
@@ -21,8 +21,8 @@ def recipe(command, folder, processes: int, views: int) -> None:
     training = ["--epochs", 4, "--validate-every", 2]
     teacher, student = folder / "teacher", folder / "student"
     commands = [
-        ["train_teacher.py", *options, *training, "--backbone", NET, "--bits", 16, "--run-dir", teacher],
-        ["distill.py", *training, "--teacher", teacher, "--student", NET, "--clusters", 4, "--run-dir", student],
+        ["train_teacher.py", *options, *training, "--backbone", TEACHER, "--bits", 16, "--run-dir", teacher],
+        ["distill.py", *training, "--teacher", teacher, "--student", STUDENT, "--clusters", 4, "--run-dir", student],
     ]
     if views:
         commands.append(["evaluate.py", "--run-dir", student, "--k", 50, "--dump-codes", folder / "codes"])
@@ -71,7 +71,7 @@ def test_one_rank_s_mistake_ends_all(command, tmp_path, photo):
     (tmp_path / "database" / "b" / "7.png").write_bytes(b"no image")
     done = command(
         *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "train_teacher.py"],
-        *["--dataset", "folder", "--data-dir", tmp_path, "--backbone", NET, "--size", 32, "--views", 2],
+        *["--dataset", "folder", "--data-dir", tmp_path, "--backbone", STUDENT, "--size", 32, "--views", 2],
         *["--epochs", 1, "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache"],
         timeout=120,
     )

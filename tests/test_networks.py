@@ -120,7 +120,8 @@ def test_codes_are_those_of_the_settings_own_network_and_head(measured, logits, 
 
 
 def test_no_other_network_or_head_gives_those_codes(measured, logits):
-    """What the tests around this one tell apart is apart."""
+    """What the tests around this one tell apart is apart, the student's two best heads too."""
+    assert dumped(measured, "sshp", "query")[0] != dumped(measured, "ashp", "query")[0]
     images = digits_data.load(limit=90)
     for network, head in ((TEACHER, "run/best_sshp.pt"), (STUDENT, "../teacher/best_map.pt")):
         other = logits(network, head, images.database)
