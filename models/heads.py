@@ -26,8 +26,10 @@ class HashHead(nn.Module):
 
     def __init__(self, dim: int, bits: int, kind: str = "linear", seed: int = 0):
         super().__init__()
-        if bits < 1 or dim < 1:
-            raise UserError(f"--bits {bits}: a code needs at least 1 bit, of at least 1 feature ({dim})")
+        if bits < 1:
+            raise UserError(f"--bits {bits}: a code needs at least 1 bit")
+        if dim < 1:
+            raise UserError(f"a head needs at least 1 feature, not {dim}")
         if kind not in HEADS:
             raise UserError(f"unknown head '{kind}'; there are: {', '.join(HEADS)}")
         self.config = {"dim": dim, "bits": bits, "kind": kind}

@@ -16,6 +16,8 @@ from test_data import make_folder
 from models.heads import load_head
 from retrieval.codes import unpack
 
+pytestmark = pytest.mark.slow  # whole command lines
+
 
 def last_json(text: str) -> dict:
     return json.loads(text.strip().splitlines()[-1])

@@ -11,6 +11,8 @@ from models.heads import load_head
 from utils import distributed
 from utils.errors import UserError
 
+pytestmark = pytest.mark.slow  # whole command lines
+
 TINY = ["--dataset", "digits", "--limit", 70, "--size", 32]
 
 

@@ -18,6 +18,8 @@ from fault_readers import Reader, readers
 
 from utils.errors import UserError
 
+pytestmark = pytest.mark.slow  # whole command lines
+
 INPUTS, SEED = 30, 1
 COMMANDS = ("training", "evaluation")
 

@@ -22,6 +22,8 @@ from models.backbones import build_backbone
 from models.engines import pick_device
 from models.heads import HashHead, load_head
 
+pytestmark = pytest.mark.slow  # whole command lines
+
 SETTINGS = {  # (network, its best head) of the queries and of the database
     "sshp": ((STUDENT, "run/best_sshp.pt"), (STUDENT, "run/best_sshp.pt")),
     "ashp": ((STUDENT, "run/best_ashp.pt"), (TEACHER, "../teacher/best_map.pt")),

@@ -276,6 +276,7 @@ def test_cells_have_names_of_their_own(tmp_path):
     assert Cell("none --bn recalibrate", 16, 0, tmp_path, tmp_path).features == ("plain", ("--bn", "recalibrate"))
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on(tmp_path):
     """Two methods at one code length; killed after the first student, run again, killed runs and all are whole."""
     words = [sys.executable, "-m", "scripts.compare", "--name", "grid", "--teacher", "efficientnet_lite0"]

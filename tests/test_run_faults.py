@@ -19,6 +19,8 @@ from models.trained import read_run, read_teacher
 from retrieval.codes import read_training_codes
 from utils.errors import UserError, first_line, some
 
+pytestmark = pytest.mark.slow  # whole command lines
+
 
 @pytest.fixture(scope="module")
 def pair(command, shared, teacher, tmp_path_factory):

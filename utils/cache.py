@@ -55,6 +55,8 @@ class FeatureCache:
         if not all(distributed.gather(entry.rows >= rows)):
             if distributed.is_first():
                 with file_lock(entry.folder / "lock"):  # of several runs one extracts, the others wait
+                    for torn in entry.folder.glob(".*.*"):  # what a killed process was writing aside
+                        torn.unlink()
                     start = distributed.from_first(entry.rows)
                     if start < rows:
                         entry.check(start)
