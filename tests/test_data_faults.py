@@ -424,6 +424,7 @@ def test_published_images_stay_as_stored(tmp_path, photo):
     assert not any(p.own for name, p in PROTOCOLS.items() if name != "lists")
 
 
+@pytest.mark.slow
 def test_the_check_says_what_training_would(tmp_path, photo, command):
     root = lists_and_images(tmp_path, photo)
     (root / "im/020.jpg").unlink()

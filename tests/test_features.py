@@ -222,6 +222,7 @@ def small_network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+@pytest.mark.slow
 def test_a_compiled_engine_agrees_or_says_that_it_cannot_compile(device):
     images = torch.rand(5, 3, 16, 16, generator=generator("images"))
     engine = make_engine(small_network(), 16, device, "compile", torch.float32, 4)
@@ -256,6 +257,7 @@ def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_engines_agree(device):
     backbone = build_backbone("efficientnet_lite0")
     images = random_images(5, 3, 64, 64)

@@ -190,6 +190,7 @@ def test_the_coco_database_is_derived_and_counted(monkeypatch):
         derive(image_list(["a", "b"]), image_list(["c", "t", "d"]), image_list(["t"]))
 
 
+@pytest.mark.slow
 def test_the_check_finds_what_training_would_refuse(tmp_path, photo, command):
     root = lists_and_images(tmp_path, photo)
     done = command("-m", "scripts.check_data", "--dataset", "lists", "--data-dir", root)

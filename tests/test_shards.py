@@ -144,6 +144,7 @@ def test_shards_appear_all_or_not_at_all(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_check_decodes_shards(tmp_path, command):
     for i, part in enumerate(("train", "test")):
         broken = b"broken" + bytes([i])
