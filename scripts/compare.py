@@ -9,10 +9,12 @@ from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest i
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -60,6 +62,10 @@ class Runner:
         # and every command line is a process forked from it.
         self.processes = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(["train_teacher", "distill", "evaluate"])
+        # Ctrl-C reaches the server and what it forks too: deaf until their output is a log, only the grid tells of it.
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, heard)
 
     def run(self, job: "Job", threads: int) -> None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +84,7 @@ def command_line(log: Path, threads: int, words: list[str]) -> None:
     with open(log, "a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"$ python {' '.join(words)}", flush=True)
     threading.Thread(target=end_with_parent, daemon=True).start()
     sys.argv = words
