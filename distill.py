@@ -43,8 +43,9 @@ from models.trained import Trained, best_file, read_teacher
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from utils import distributed
+from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError
-from utils.files import file_lock, read_checkpoint, read_csv, save_atomically, written_aside
+from utils.files import file_lock, read_csv, written_aside
 from utils.options import Parser, named, one_of, real, whole
 from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded

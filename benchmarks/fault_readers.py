@@ -30,7 +30,8 @@ from models.trained import read_run
 from retrieval.codes import read_training_codes, write_training_codes
 from scripts import redundancy, report
 from utils.cache import FeatureCache, entries, prune
-from utils.files import read_checkpoint, save_atomically, write_json
+from utils.checkpoints import read_checkpoint, save_atomically
+from utils.files import write_json
 from utils.runs import Run, read_environment
 from utils.training import KIND, Schedule, fit
 

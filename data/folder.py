@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import HashingData, one_hot, without_shared_content
-from data.sources import IMAGE_SUFFIXES, FileImages, broken_images
+from data.decode import IMAGE_SUFFIXES
+from data.sources import FileImages, broken_images
+from data.tree import images_below, is_image, listing
 from utils.errors import UserError, some
 from utils.seeds import seed_of
 
@@ -25,41 +27,8 @@ LAYOUT = (
 )
 
 
-def _listing(folder: Path | str) -> tuple[list[str], list[str]]:
-    """(folders, files) in a folder, sorted, links to folders among the folders; images that are no files are refused.
-
-    Raises:
-        UserError: it can't be read, or holds a link to nothing.
-    """
-
-    def refuse(error: OSError):
-        raise UserError(f"{error.filename}: can't be read ({error.strerror}); change its permissions or remove it")
-
-    _, folders, files = next(os.walk(folder, onerror=refuse))
-    for name in files:
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path) and (os.path.islink(path) or _is_image(name)):
-            raise UserError(f"{path}: a link to nothing, or no file that can be read; mend or remove it")
-    return sorted(folders), sorted(files)
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
 def _class_folders(top: Path) -> list[Path]:
-    return [top / name for name in _listing(top)[0] if not name.startswith(".")]
-
-
-def _images(folder: str, seen: set[str]) -> list[str]:
-    """Paths of the images below a folder. Links to folders are followed; a real folder in ``seen`` is not met again."""
-    folders, files = _listing(folder)
-    found = [os.path.join(folder, name) for name in files if _is_image(name)]
-    for path in (os.path.join(folder, name) for name in folders):
-        if (real := os.path.realpath(path)) not in seen:
-            seen.add(real)
-            found += _images(path, seen)
-    return found
+    return [top / name for name in listing(top)[0] if not name.startswith(".")]
 
 
 def _files(root: Path, top: Path) -> list[tuple[str, str]]:
@@ -70,7 +39,7 @@ def _files(root: Path, top: Path) -> list[tuple[str, str]]:
     return [
         (Path(path).relative_to(root).as_posix(), folder.name)
         for folder in folders
-        for path in sorted(map(Path, _images(str(folder), set(outside))))
+        for path in sorted(map(Path, images_below(str(folder), set(outside))))
     ]
 
 
@@ -88,7 +57,7 @@ def _parts_of(root: Path) -> dict[str, Path]:
     others = [folder.name for folder in folders if folder not in named]
     if others:
         # A class may be called "train": its folder holds images. A part holds folders.
-        halves = [f.name for f in named if (inside := _listing(f))[0] and not any(map(_is_image, inside[1]))]
+        halves = [f.name for f in named if (inside := listing(f))[0] and not any(map(is_image, inside[1]))]
         if halves:
             raise UserError(
                 f"{root}: {some(halves)} (of a split?) and {some(others)} (of classes?) lie "
@@ -164,7 +133,7 @@ def load(
             f"{root}: no images in it; images ({', '.join(sorted(IMAGE_SUFFIXES))}) lie one folder a class: {LAYOUT}"
         )
     files, notes = _drop_broken(root, files, skip_broken)
-    stray = [name for top in (root, *folders.values()) for name in _listing(top)[1] if _is_image(name)]
+    stray = [name for top in (root, *folders.values()) for name in listing(top)[1] if is_image(name)]
     if stray:
         notes.append(f"{len(stray)} images lie in no class folder and are left out, the first {stray[0]}")
     if not files:

@@ -24,7 +24,8 @@ from webdataset.tariterators import base_plus_ext
 
 from data.content import content_digests, content_fingerprint
 from data.dataset import HashingData, one_hot, without_shared_content
-from data.sources import IMAGE_SUFFIXES, decode
+from data.decode import IMAGE_SUFFIXES
+from data.sources import decode
 from utils.errors import UserError
 from utils.seeds import seed_of
 

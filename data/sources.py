@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +10,12 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from data.content import content_digests, content_fingerprint, digest_of
+from data.decode import pixels_of
 from utils.errors import UserError
-
-# What Pillow may open; without names it tries every plugin, and that of PostScript starts a program. Phones' MPO are
-# JPEG with more images behind the first.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 class ImageSource(Protocol):
@@ -119,71 +113,8 @@ class FileImages:
 
 
 def decode(file: Path | BinaryIO, name: str | None = None, upright: bool = False) -> torch.Tensor:
-    """An image file as uint8 RGB [3, H, W]; grayscale, palette, alpha (over white) and 16-bit files included.
-
-    Args:
-        file: a path, or the file's content.
-        name: what to call it in errors; a path speaks for itself.
-        upright: turn it as its EXIF orientation says.
-
-    Raises:
-        UserError: the file is missing, empty, truncated or no image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            with Image.open(file, formats=FORMATS) as image:
-                if image.format != "PNG":
-                    return _pixels(image, upright)
-                image.verify()  # Pillow forgives a last chunk that is cut; after this it wants the file opened anew
-            if not isinstance(file, Path):
-                file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
-                return _pixels(image, upright)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such image file") from None
-    except UnidentifiedImageError:  # Pillow's own words hold an object's address
-        raise UserError(f"{name or file}: not a readable image (none of {', '.join(FORMATS)})") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name or file}: not a readable image ({error or type(error).__name__})") from None
-
-
-def _pixels(image: Image.Image, upright: bool) -> torch.Tensor:
-    image.load()
-    return F.pil_to_tensor(_to_rgb(_upright(image) if upright else image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF raises a dozen kinds, and is no reason to lose the pixels
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_eight_bits(np.asarray(image, dtype=np.float64), image.mode)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grayscale wider than 8 bits, by the range that it uses; Pillow's own conversion clips all above 255 to white.
-
-    What is wholly inside 0..1 (floats), 0..255 or 0..65535 has that range; negative values: from least to greatest.
-    """
-    if not np.isfinite(values).all():
-        raise ValueError("it has NaN or infinite pixels")
-    low, high = min(values.min(), 0.0), values.max()
-    if mode.startswith("I;16"):
-        high = 65535.0
-    elif low == 0:
-        tops = (1.0, 255.0, 65535.0) if mode.startswith("F") else (255.0, 65535.0)
-        high = next((top for top in tops if high <= top), high)
-    share = (values - low) / max(high - low, np.finfo(float).tiny)
-    return (share * 255).round().astype(np.uint8)
+    """An image file as uint8 RGB [3, H, W]; arguments and errors as of ``pixels_of``."""
+    return torch.from_numpy(pixels_of(file, name, upright)).permute(2, 0, 1)
 
 
 def broken_images(source: ImageSource, workers: int = 4) -> dict[int, str]:

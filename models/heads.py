@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from models.backbones import FrozenBackbone
+from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError, first_line
-from utils.files import read_checkpoint, save_atomically
 from utils.seeds import seeded
 
 KIND, FORMAT = "brcd-hash-head", 1

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import torch
 
 from utils.errors import UserError
 from utils.files import read_arrays, written_aside
@@ -12,12 +11,12 @@ from utils.files import read_arrays, written_aside
 TRAINING_CODES = "train_codes.npz"  # in a run folder
 
 
-def to_array(codes: np.ndarray | torch.Tensor) -> np.ndarray:
-    """A tensor on any device, or an array, as an array."""
-    return torch.as_tensor(codes).numpy(force=True)
+def to_array(codes) -> np.ndarray:
+    """A tensor on any device, or an array, as an array; PyTorch, which takes seconds to import, is not needed here."""
+    return codes.numpy(force=True) if hasattr(codes, "numpy") else np.asarray(codes)
 
 
-def pack(codes: np.ndarray | torch.Tensor) -> np.ndarray:
+def pack(codes) -> np.ndarray:
     """Codes [n, b] (positive or zero: 1, negative: 0) -> uint8 [n, ceil(b/8)], the first bit highest.
 
     sign(0) = +1, as in ``binarize``. Where 8 does not divide b the last byte is filled with zeros, in every code

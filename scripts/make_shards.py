@@ -14,9 +14,9 @@ import webdataset
 from tqdm import tqdm
 
 from data.dataset import HashingData
+from data.decode import IMAGE_SUFFIXES
 from data.load import add_data_arguments, load_data
 from data.shards import PARTS
-from data.sources import IMAGE_SUFFIXES
 from utils.errors import UserError
 from utils.options import Parser, whole
 

@@ -8,7 +8,13 @@ import pytest
 from conftest import ROOT
 
 # What each folder may import of ours beside itself; the arrows of the layout, which all point one way.
-ARROWS = {"utils": set(), "models": {"utils"}, "losses": {"utils"}, "retrieval": {"utils"}, "data": {"models", "utils"}}
+ARROWS = {
+    "utils": set(),
+    "models": {"utils"},
+    "losses": {"utils"},
+    "retrieval": {"data", "utils"},
+    "data": {"models", "utils"},
+}
 COMMANDS = ("scripts", "benchmarks")  # and what lies at the top
 
 

@@ -11,8 +11,9 @@ import torch
 from models.heads import HashHead, load_head, save_head
 from models.trained import read_teacher
 from utils import training
+from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError, guarded
-from utils.files import read_checkpoint, save_atomically, written_aside
+from utils.files import written_aside
 from utils.runs import Run, read_args
 from utils.seeds import generator
 from utils.training import Schedule, fit

@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils import distributed
+from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError, first_line, naming
-from utils.files import read_checkpoint, save_atomically
 from utils.options import real, whole
 from utils.runs import Run
 

@@ -1,0 +1,40 @@
+"""Which images lie below a folder; links are followed, circles are not."""
+
+import os
+from pathlib import Path
+
+from data.decode import IMAGE_SUFFIXES
+from utils.errors import UserError
+
+
+def listing(folder: Path | str) -> tuple[list[str], list[str]]:
+    """(folders, files) in a folder, sorted, links to folders among the folders; images that are no files are refused.
+
+    Raises:
+        UserError: it can't be read, or holds a link to nothing.
+    """
+
+    def refuse(error: OSError):
+        raise UserError(f"{error.filename}: can't be read ({error.strerror}); change its permissions or remove it")
+
+    _, folders, files = next(os.walk(folder, onerror=refuse))
+    for name in files:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path) and (os.path.islink(path) or is_image(name)):
+            raise UserError(f"{path}: a link to nothing, or no file that can be read; mend or remove it")
+    return sorted(folders), sorted(files)
+
+
+def is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def images_below(folder: str, seen: set[str]) -> list[str]:
+    """Paths of the images below a folder. Links to folders are followed; a real folder in ``seen`` is not met again."""
+    folders, files = listing(folder)
+    found = [os.path.join(folder, name) for name in files if is_image(name)]
+    for path in (os.path.join(folder, name) for name in folders):
+        if (real := os.path.realpath(path)) not in seen:
+            seen.add(real)
+            found += images_below(path, seen)
+    return found
