@@ -42,6 +42,7 @@ from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head, stude
 from models.trained import Trained, best_file, read_teacher
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
+from retrieval.relevance import measure, relevance
 from utils import distributed
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError
@@ -57,6 +58,7 @@ INHERITED = (
     "data_dir",
     "skip_broken",
     "split_seed",
+    "train_images",
     "lists_dir",
     "drop_leaks",
     "limit",
@@ -185,7 +187,8 @@ def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndar
     masks = bit_masks(train_codes, cluster, args.clusters, args.margin, args.mask_rule)
     with written_aside(run.path("clusters.npz")) as file:
         np.savez(file, labels=cluster, centroids=centroids, bit_masks=masks)
-    print(f"{args.clusters} clusters, purity {purity(cluster, labels):.3f}; masks keep {masks.mean():.0%} of the bits")
+    pure = f", purity {purity(cluster, labels):.3f}" if labels.shape[1] else ""
+    print(f"{args.clusters} clusters{pure}; masks keep {masks.mean():.0%} of the bits")
     return Knowledge(torch.from_numpy(cluster), torch.from_numpy(centroids), torch.from_numpy(masks))
 
 
@@ -250,16 +253,17 @@ class Step:
 
 
 def validation(
-    head: HashHead, student: Extractor, teacher_database: torch.Tensor, images: HashingData
+    head: HashHead, student: Extractor, teacher: Extractor, teacher_head: HashHead, images: HashingData
 ) -> Callable[[], dict[str, float]]:
-    """A function that measures ``head`` on the validation queries, in both settings; features are had once."""
+    """A function that measures ``head`` on the validation queries, in both settings; all else is had once."""
     val, database = student.evaluation(images.val), student.evaluation(images.val_database)
-    val_labels, database_labels = images.labels[images.val], images.labels[images.val_database]
+    teacher_database = teacher_head.encode(teacher.evaluation(images.val_database))
+    labels = relevance(images, images.val, images.val_database, teacher)
 
     def validate() -> dict[str, float]:
         queries = head.encode(val)
         return {
-            name: mean_average_precision(queries, codes, val_labels, database_labels, images.k)
+            name: mean_average_precision(queries, codes, *labels, images.k)
             for name, codes in (("sshp", head.encode(database)), ("ashp", teacher_database))
         }
 
@@ -293,7 +297,7 @@ def main() -> None:
         if needs.clusters:
             train_codes = teacher_head.encode(teacher.evaluation(images.train))
             knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
-        validate = validation(head, student, teacher_head.encode(teacher.evaluation(images.val_database)), images)
+        validate = validation(head, student, teacher, teacher_head, images)
     with seeded("method", args.seed):  # embeddings and memories of the methods that have them
         method = build_method(args.method, trained.bits, len(images.train), knowledge, brcd_options(args)).to(device)
     hashing = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
@@ -326,7 +330,7 @@ def main() -> None:
     run.finish(summary)
     for name, chosen in summary["best"].items():
         where = f"epoch {chosen['epoch']} of {summary['epochs']}"
-        print(f"validation {name.upper()} mAP@{images.k} {chosen['value']:.4f}, {where}")
+        print(f"validation {name.upper()} {measure(images)} {chosen['value']:.4f}, {where}")
     print(f"in {run.folder}")
 
 

@@ -18,7 +18,7 @@ import torch
 
 import distill
 import train_teacher
-from data.dataset import HashingData
+from data.dataset import NO_LABELS, HashingData
 from data.features import extractor
 from data.load import load_data
 from data.transforms import EVAL_VERSION, eval_transform
@@ -27,6 +27,7 @@ from models.engines import pick_device
 from models.trained import Trained, read_run
 from retrieval.codes import pack
 from retrieval.metrics import retrieval_report
+from retrieval.relevance import relevance
 from utils import distributed
 from utils.errors import UserError
 from utils.figures import draw_curves, draw_retrieved
@@ -167,6 +168,7 @@ def describe(args, run: Trained, hashers: list[Hasher], images: HashingData) -> 
         "student_size": run.args.get("student_size"),
         "engine": hashers[0].features.engine_name,
         "precision": str(hashers[0].features.precision),
+        "relevance": "labels" if images.labelled else "features",
         "multi_label": bool((images.labels.sum(axis=1) > 1).any()),
         "pretrained": all(h.backbone.pretrained for h in hashers),
         "commit": trained["commit"],
@@ -174,7 +176,9 @@ def describe(args, run: Trained, hashers: list[Hasher], images: HashingData) -> 
         "teacher_commit": taught["commit"],
         "teacher_command": taught["command"],
         "evaluation_commit": git_commit(),
-        "definition": DEFINITION,
+        "definition": DEFINITION
+        if images.labelled
+        else f"{DEFINITION.rpartition('; ')[0]}; {NO_LABELS.format(k=images.k)}",
     }
 
 
@@ -198,7 +202,7 @@ def table(reports: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def retrieved_rows(args, images: HashingData, report: dict) -> list[tuple]:
+def retrieved_rows(args, images: HashingData, report: dict, labels: tuple[np.ndarray, np.ndarray]) -> list[tuple]:
     """Some queries, evenly spread, each with its first ten and whether they are relevant; see ``draw_retrieved``."""
     queries, database = asked(args, images), searched(args, images)
 
@@ -207,9 +211,9 @@ def retrieved_rows(args, images: HashingData, report: dict) -> list[tuple]:
 
     rows = []
     for q in np.linspace(0, len(queries) - 1, min(args.pictures, len(queries))).astype(int):
-        nearest = database[report["indices"][q]]
-        relevant = (images.labels[nearest] & images.labels[queries[q]]).any(axis=1)
-        rows.append((picture(queries[q]), list(zip(map(picture, nearest), relevant.tolist(), strict=True))))
+        nearest = report["indices"][q]
+        relevant = (labels[1][nearest] & labels[0][q]).any(axis=1)
+        rows.append((picture(queries[q]), list(zip(map(picture, database[nearest]), relevant.tolist(), strict=True))))
     return rows
 
 
@@ -229,20 +233,23 @@ def dump_codes(args, pairs: dict[str, Search], images: HashingData) -> None:
                 )
 
 
-def draw(args, target: Path, images: HashingData, reports: dict[str, dict]) -> None:
+def draw(args, target: Path, images: HashingData, reports: dict[str, dict], labels: tuple) -> None:
     draw_curves(reports, target.with_suffix(".png"), f"{images.title}, {args.queries} queries")
     if args.pictures:
         first = next(iter(reports))
         file = target.with_name(f"{target.stem}_retrieved.png")
-        draw_retrieved(retrieved_rows(args, images, reports[first]), file, f"{first} top 10, {images.title}")
+        draw_retrieved(retrieved_rows(args, images, reports[first], labels), file, f"{first} top 10, {images.title}")
 
 
 def write(target: Path, facts: dict, reports: dict[str, dict]) -> dict:
     """``target``, and beside it the metrics as .csv and every query's AP as .npz, for paired tests between runs."""
     with written_aside(target.with_suffix(".npz")) as file:
         np.savez_compressed(file, **{name: report["ap"] for name, report in reports.items()})
+    left_out = {"ap", "indices", "curve"}
+    if facts["relevance"] != "labels":  # its labels are the queries themselves
+        left_out |= {"per_label_precision"}
     plain = {
-        name: {key: value for key, value in report.items() if key not in ("ap", "indices", "curve")}
+        name: {key: value for key, value in report.items() if key not in left_out}
         | {"precision_curve": [round(float(p), 6) for p in report["curve"]]}
         for name, report in reports.items()
     }
@@ -277,15 +284,15 @@ def main() -> None:
         one.check_data(images.fingerprint, EVAL_VERSION)
     hashers = [Hasher(one, options, images) for one in runs]
     pairs = searches(hashers, asked(args, images), searched(args, images))
-    labels, database_labels = images.labels[asked(args, images)], images.labels[searched(args, images)]
+    labels = relevance(images, asked(args, images), searched(args, images), hashers[-1].features)
     reports = {
-        name: retrieval_report(search.queries, search.database, labels, database_labels, args.k or images.k)
+        name: retrieval_report(search.queries, search.database, *labels, args.k or images.k)
         for name, search in pairs.items()
     }
     if not distributed.is_first():
         return
 
-    draw(args, target, images, reports)
+    draw(args, target, images, reports, labels)
     if args.dump_codes:
         dump_codes(args, pairs, images)
     result = write(target, describe(args, run, hashers, images), reports)

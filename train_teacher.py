@@ -5,7 +5,7 @@ python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-di
 
 from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from models.itq import itq_head
 from models.trained import best_file
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
+from retrieval.relevance import measure, relevance
 from utils import distributed
 from utils.options import Parser, named, one_of, real, whole
 from utils.runs import Run
@@ -57,20 +58,20 @@ def head_facts(backbone, images: HashingData) -> dict:
     return {"role": "teacher", "backbone": backbone.describe(), "data": images.fingerprint, "transforms": EVAL_VERSION}
 
 
-def validation_map(head: HashHead, images: HashingData, features: Extractor) -> float:
-    queries, database = (head.encode(features.evaluation(rows)) for rows in (images.val, images.val_database))
-    return mean_average_precision(
-        queries, database, images.labels[images.val], images.labels[images.val_database], images.k
-    )
+def validation(head: HashHead, images: HashingData, features: Extractor) -> Callable[[], dict[str, float]]:
+    """A function that measures ``head`` on the validation queries; features and what is relevant are had once."""
+    val, database = features.evaluation(images.val), features.evaluation(images.val_database)
+    labels = relevance(images, images.val, images.val_database, features)
+    return lambda: {"map": mean_average_precision(head.encode(val), head.encode(database), *labels, images.k)}
 
 
 def fit_itq(args, run: Run, images: HashingData, features: Extractor, backbone) -> None:
     """ITQ has no epochs: one head from the training images' features."""
     rows = features.evaluation(images.train)
     head = itq_head(torch.from_numpy(rows[:].astype(np.float32)), args.bits, args.seed)
-    value = validation_map(head, images, features)
-    save_head(run.path(best_file("map")), head, **head_facts(backbone, images), epoch=0, metrics={"map": value})
-    finish(run, images, features, {"best": {"map": {"value": value, "epoch": 0}}, "epochs": 0})
+    metrics = validation(head, images, features)()
+    save_head(run.path(best_file("map")), head, **head_facts(backbone, images), epoch=0, metrics=metrics)
+    finish(run, images, features, {"best": {"map": {"value": metrics["map"], "epoch": 0}}, "epochs": 0})
 
 
 def finish(run: Run, images: HashingData, features: Extractor, summary: dict) -> None:
@@ -83,7 +84,7 @@ def finish(run: Run, images: HashingData, features: Extractor, summary: dict) ->
     run.finish(summary)
     chosen = summary["best"]["map"]
     where = f"at epoch {chosen['epoch']} of {summary['epochs']}"
-    print(f"validation mAP@{images.k} {chosen['value']:.4f} {where}; {run.folder}")
+    print(f"validation {measure(images)} {chosen['value']:.4f} {where}; {run.folder}")
 
 
 def training_views(args, images: HashingData, features: Extractor) -> BankedViews | FreshViews:
@@ -110,15 +111,12 @@ def main() -> None:
             return fit_itq(args, run, images, features, backbone)
         objective = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
         views = training_views(args, images, features)
-        features.evaluation(images.val)  # extracted now, not in the middle of training
+        validate = validation(head, images, features)
 
     def steps(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
         for batch in views.epoch(epoch, args.batch_size):
             pair = batch.pairs[0].to(device, non_blocking=True)  # [2, B, D]
             yield objective(head(pair), pair)
-
-    def validate() -> dict[str, float]:
-        return {"map": validation_map(head, images, features)}
 
     def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:
         save_head(path, head, **head_facts(backbone, images), epoch=epoch, metrics=metrics)

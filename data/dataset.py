@@ -10,6 +10,11 @@ import numpy as np
 from data.sources import ImageSource
 from utils.errors import UserError
 
+NO_LABELS = (
+    "no labels: relevant to a query are the {k} searched images nearest to it by cosine of the teacher's features; mAP "
+    "says how well codes find those, and nothing about classes"
+)
+
 
 @dataclass(frozen=True)
 class HashingData:
@@ -17,7 +22,8 @@ class HashingData:
 
     Attributes:
         source: where the pixels come from.
-        labels: uint8 [n, L] of 0/1; one 1 a row for single-label sets. Never used in training, only to judge.
+        labels: uint8 [n, L] of 0/1; one 1 a row for single-label sets, no column where there are none. Never used in
+            training, only to judge.
         k: the field's cut-off for mAP@k on this set, or the size of a smaller database.
         crop: False resizes to size x size for evaluation; True resizes the short side, then crops the centre.
         val_database: what validation queries search; the database, unless they were taken out of it.
@@ -61,9 +67,13 @@ class HashingData:
             digest.update(np.asarray(part, dtype=np.int64).tobytes() + b"|")
         return digest.hexdigest()
 
+    @property
+    def labelled(self) -> bool:
+        return self.labels.shape[1] > 0
+
     def describe(self) -> str:
         counts = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in ("train", "database", "val", "test"))
-        return f"{self.name}: {counts}; {self.labels.shape[1]} labels"
+        return f"{self.name}: {counts}; {self.labels.shape[1] or 'no'} labels"
 
 
 def one_hot(classes: np.ndarray, n_classes: int) -> np.ndarray:
@@ -78,6 +88,8 @@ def remarks(data: HashingData) -> list[str]:
     found, labels = [], data.labels
     if len(data.train) == 1:
         found.append("one training image: nothing to tell apart")
+    if not data.labelled:
+        return [*found, NO_LABELS.format(k=data.k)]
     if labels.shape[1] == 1 and 0 < labels.sum() < len(labels):
         found.append("one 0/1 column is ONE label, and 0 is no label; two classes are written as rows '1 0' and '0 1'")
     asked, searched = labels[data.test], labels[data.database]

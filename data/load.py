@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data import cifar10, digits, folder, from_lists, shards
+from data import cifar10, digits, folder, from_lists, photos, shards
 from data.dataset import HashingData, remarks
 from data.protocols import PROTOCOLS, Protocol
 from utils.options import one_of, whole
@@ -24,6 +24,7 @@ DATASETS = {
     "folder": lambda args, root: folder.load(
         root, args.skip_broken, args.split_seed, args.drop_leaks, _cache_dir(args)
     ),
+    "photos": lambda args, root: photos.load(root, args.train_images, args.split_seed, _cache_dir(args)),
     "shards": lambda args, root: shards.load(root, args.split_seed, args.drop_leaks, _cache_dir(args)),
     **{name: _from_lists(protocol) for name, protocol in PROTOCOLS.items()},
 }
@@ -40,7 +41,12 @@ def add_data_arguments(parser) -> None:
         help="lists, folder, shards: drop queries from the database and training images instead of refusing",
     )
     group.add_argument("--skip-broken", action="store_true", help="folder: leave out images that do not decode")
-    group.add_argument("--split-seed", type=whole(0), default=0, help="folder, lists, shards: seed of the split")
+    group.add_argument(
+        "--split-seed", type=whole(0), default=0, help="folder, lists, photos, shards: seed of the split"
+    )
+    group.add_argument(
+        "--train-images", type=whole(2), help=f"photos: how many train, at most (default: {photos.TRAIN_IMAGES})"
+    )
     group.add_argument("--limit", type=whole(2), help="digits: keep only the first N images of each part (for tests)")
 
 

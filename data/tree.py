@@ -30,8 +30,11 @@ def is_image(name: str) -> bool:
 
 
 def images_below(folder: str, seen: set[str]) -> list[str]:
-    """Paths of the images below a folder. Links to folders are followed; a real folder in ``seen`` is not met again."""
-    folders, files = listing(folder)
+    """Paths of the images below a folder, less what is hidden (.thumbnails, ._copies).
+
+    Links to folders are followed; a real folder in ``seen`` is not met again.
+    """
+    folders, files = ([name for name in names if not name.startswith(".")] for names in listing(folder))
     found = [os.path.join(folder, name) for name in files if is_image(name)]
     for path in (os.path.join(folder, name) for name in folders):
         if (real := os.path.realpath(path)) not in seen:

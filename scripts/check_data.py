@@ -28,6 +28,8 @@ def describe(names: dict[str, int], labels: dict[str, np.ndarray], classes: list
         rows = labels[part]
         lines.append(f"{part:10} {count:>9,} {rows.sum() / max(count, 1):>13.2f} {(~rows.any(axis=1)).sum():>14,}")
     part, rows = next(iter(labels.items()))
+    if not classes:
+        return "\n".join(lines)
     share = rows.sum(axis=0) / max(len(rows), 1)
     ranked = sorted(range(len(share)), key=lambda c: -share[c])
     shown = ranked if len(ranked) <= 24 else [*ranked[:12], *ranked[-12:]]

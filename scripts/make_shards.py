@@ -44,6 +44,8 @@ def rows_of(images: HashingData) -> dict[str, np.ndarray]:
 
 
 def write_parts(images: HashingData, folder: Path, per_shard: int) -> None:
+    if not images.labelled:
+        raise UserError(f"{images.title}: has no labels, and shards carry labels; use --dataset folder or lists")
     folder.mkdir()
     single = (images.labels.sum(axis=1) == 1).all()
     if images.labels.shape[1] == 1 and not single:

@@ -83,6 +83,12 @@ def _row(result: dict, setting: str, file: Path) -> dict:
         raise ValueError("bits or a seed is no whole number")
     if not all(isinstance(result[key], str) for key in TEXTS):
         raise ValueError("a name is no text")
+    if not all(isinstance(result[key], bool) for key in ("pretrained", "multi_label")):
+        raise ValueError("pretrained or multi_label is neither true nor false")
+    if type(report["k"]) is not int or not isinstance(result.get("student_size"), int | None):
+        raise ValueError("k or student_size is no whole number")
+    if result.get("relevance", "labels") not in ("labels", "features"):
+        raise ValueError("relevance is neither by labels nor by features")
     options = (*result["options"].items(), *result["teacher_options"].items())
     if not all(isinstance(value, str | int | float | None) for _, value in options):
         raise ValueError("an option is no plain value")
@@ -113,6 +119,7 @@ def _row(result: dict, setting: str, file: Path) -> dict:
         "engine": result["engine"],
         "precision": result["precision"],
         "pretrained": result["pretrained"],
+        "relevance": result.get("relevance", "labels"),
         "multi_label": result["multi_label"],
         "commit": result["teacher_commit" if alone else "commit"],
         "command": result["teacher_command" if alone else "command"],
@@ -359,9 +366,11 @@ def title_of(table: pd.DataFrame, several_data: bool) -> str:
     last = table.iloc[-1]
     common = f"; {last['common'].replace(' ', ', ')}" if last["common"] else ""
     which = f" ({last['data']})" if several_data else ""
+    # Without labels no mAP says anything of classes, and none may look as if it did.
+    relevant = "relevant" if last["relevance"] == "labels" else "the teacher's nearest by features"
     return (
         f"{last['dataset']}{which}, {last['queries']} queries, teacher {last['teacher']}, student "
-        f"{last['student'] or 'none'}; mAP@{last['k']} over relevant retrieved, ties in database order; backbones by "
+        f"{last['student'] or 'none'}; mAP@{last['k']} over {relevant} retrieved, ties in database order; backbones by "
         f"{last['engine']} in {last['precision'].removeprefix('torch.')}{common}"
     )
 

@@ -1,5 +1,6 @@
 """The feature cache, engines and backbones."""
 
+import errno
 import json
 import os
 import shutil
@@ -163,6 +164,16 @@ def test_not_finite_features_stop_with_a_reason(tmp_path):
     assert json.loads(next(tmp_path.glob("*/facts.json")).read_text()) == {"title": "t"} and not list(
         tmp_path.glob("*/rows.json")
     )
+
+
+def test_a_cache_that_can_only_be_read_serves(tmp_path, monkeypatch):
+    FeatureCache(tmp_path).get({}, 10, 4, lambda start: rows_from(start, 10, dim=4), "t")
+
+    def refuse(*words):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert len(FeatureCache(tmp_path).get({}, 10, 4, None, "t")) == 10
 
 
 def test_prune_deletes_the_longest_unused_first(tmp_path):

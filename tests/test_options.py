@@ -37,6 +37,7 @@ OTHER = {
     "skip_broken": True,
     "split_seed": 5,
     "limit": 70,
+    "train_images": 30,
     "views": 3,
     "view_seed": 6,
     "size": 48,

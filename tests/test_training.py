@@ -69,6 +69,15 @@ def test_killed_and_resumed_is_never_killed(tmp_path, device, die_at):
             assert a.read_text() == b.read_text()
 
 
+def test_killed_between_the_last_checkpoint_and_its_log(tmp_path, monkeypatch):
+    train(tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "write_log", lambda run: (_ for _ in ()).throw(Killed) if len(run.rows) == 9 else None)
+        train(tmp_path / "killed")
+    train(tmp_path / "killed")
+    assert (tmp_path / "whole" / "log.csv").read_text() == (tmp_path / "killed" / "log.csv").read_text()
+
+
 @pytest.mark.parametrize("nth", range(1, 9))
 def test_killed_while_writing_any_file(tmp_path, monkeypatch, nth):
     whole, _ = train(tmp_path / "whole")

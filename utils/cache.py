@@ -1,5 +1,6 @@
 """Features of images under a frozen backbone, kept on disk, opened as a memory map."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -69,7 +70,8 @@ class FeatureCache:
             if min(distributed.gather(entry.rows)) < rows:
                 raise UserError(f"{entry.folder}: not every process sees it; put --cache-dir on storage that all share")
         entry.check(rows)
-        os.utime(entry.folder)
+        with contextlib.suppress(OSError):  # a cache that can only be read serves as well
+            os.utime(entry.folder)
         if self.limit is not None and distributed.is_first():
             prune(self.folder, self.limit, keep=name)
         return np.memmap(entry.data, dtype=DTYPE, mode="r", shape=(rows, dim))

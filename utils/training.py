@@ -89,6 +89,7 @@ def fit(
             optimizer.load_state_dict(state["optimizer"])
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
             raise UserError(f"{last}: incomplete ({first_line(error)}); delete it to begin that run again") from None
+        run.write_log()  # a kill may have come between the last checkpoint and its log
         print(f"resuming after epoch {first}")
     stopped = stale > schedule.patience
     started = saved = time.monotonic()
