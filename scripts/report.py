@@ -2,8 +2,9 @@
 
 Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
 a run and setting), table.md, table.tex, map.png, precision_recall.png, and where they apply bits.png (by code length),
-sensitivity.png (BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired bootstrap). What the
-rows come from is in runs.jsonl (arguments, environment, summary) and logs.csv (every epoch).
+sensitivity.png (BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired t-test over seeds,
+corrected for all comparisons of the table). What the rows come from is in runs.jsonl (arguments, environment, summary)
+and logs.csv (every epoch).
 """
 
 from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_1samp
 
 from losses.brcd import BRCDOptions
 from losses.methods import METHODS
 from utils import figures
 from utils.errors import UserError, first_line
-from utils.files import read_arrays, read_csv, read_json, written_aside
+from utils.files import read_csv, read_json, written_aside
 from utils.options import Parser
 from utils.runs import read_args, read_environment, read_summary
 
@@ -29,7 +31,7 @@ SETTINGS = ["sshp", "ashp"]
 SWEPT = ("alpha", "margin", "clusters")  # BRCD's hyperparameters in the sensitivity figure
 SWEPT_ENDS = {"margin": ({"mask": False}, 0.0), "alpha": ({"structural": False}, 1.0)}  # the same by another name
 OWN = frozenset().union(*(method.own for method in METHODS.values()))
-RESAMPLES = 5000
+LEVEL = 0.05
 TEXTS = (
     *("dataset", "data", "queries", "method", "teacher_hashing", "teacher_backbone", "student_backbone"),
     *("engine", "precision", "commit", "teacher_commit", "command", "teacher_command", "run"),
@@ -225,37 +227,34 @@ def latex(header: list[str], lines: list[list[str]]) -> str:
     )
 
 
-def paired_bootstrap(difference: np.ndarray, seed: int = 0) -> np.ndarray:
-    """mean, low, high, p of paired AP differences [..., seeds, queries]: 95 % interval and two-sided p, [..., 4].
+def paired_t(differences: np.ndarray, comparisons: int = 1) -> dict[str, float]:
+    """A paired t-test (Student, 1908) of differences in mAP, one a seed [n]; the seed is the unit, for its queries are
+    asked of one training.
 
-    Seeds and queries are both drawn again with replacement, so the interval covers another training and other queries.
+    Args:
+        comparisons: how many are made at once; ``low_all`` and ``high_all`` hold for all of them (Bonferroni).
+
+    Returns:
+        difference (the mean), low and high of its 95 % interval, the same for all comparisons at once, and the
+        two-sided p; one seed has a difference and nothing else.
     """
-    draw = np.random.default_rng(seed)
-    *pairs, n_seeds, n_queries = difference.shape
-    flat = difference.reshape(-1, n_queries).T  # [queries, pairs * seeds]
-    by_seed = draw.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), RESAMPLES) / n_seeds  # [R, seeds]
-    means = []
-    for part in np.array_split(by_seed, max(1, RESAMPLES * n_queries // 10**7)):
-        by_query = draw.multinomial(n_queries, np.full(n_queries, 1 / n_queries), len(part)) / n_queries
-        means.append(np.einsum("rps,rs->rp", (by_query @ flat).reshape(len(part), -1, n_seeds), part))
-    means = np.concatenate(means)  # [R, pairs]
-    beyond = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
-    p = np.minimum(1, 2 * (beyond + 1) / (RESAMPLES + 1))  # never 0: it is an estimate
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    mean = difference.mean(axis=(-2, -1)).ravel()
-    return np.stack([mean, low, high, p], axis=-1).reshape(*pairs, 4)
+    found = {"difference": float(np.mean(differences))}
+    if len(differences) < 2:
+        return found | dict.fromkeys(("low", "high", "low_all", "high_all", "p"), float("nan"))
+    if np.ptp(differences) == 0:  # runs of the same bits: no spread to judge by
+        return found | dict.fromkeys(("low", "high", "low_all", "high_all"), found["difference"]) | {"p": 1.0}
+    test = ttest_1samp(differences, 0)
+    low, high = test.confidence_interval(0.95)
+    low_all, high_all = test.confidence_interval(1 - 0.05 / comparisons)
+    return found | {"low": low, "high": high, "low_all": low_all, "high_all": high_all, "p": float(test.pvalue)}
 
 
-def average_precisions(runs: pd.DataFrame, setting: str) -> dict[int, np.ndarray]:
-    """AP of each query, by seed, of the runs that kept it."""
-    kept = {}
-    for seed, result, value in runs[["seed", "file", "map"]].itertuples(index=False):
-        file = Path(result).with_suffix(".npz")
-        if file.exists():
-            kept[seed] = read_arrays(file, **{setting: ("f", 1)})[setting]
-            if not len(kept[seed]) or not abs(kept[seed].mean() - value) < 1e-9:
-                raise UserError(f"{file}: its AP of each query is not that of {result}; evaluate that run again")
-    return kept
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values [m] corrected for m comparisons (Holm, Scandinavian Journal of Statistics 1979); NaN stays NaN."""
+    corrected, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known])]
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return corrected
 
 
 def reference(methods) -> str | None:
@@ -264,25 +263,36 @@ def reference(methods) -> str | None:
     return ours[0] if ours else None
 
 
-def significance(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every method less BRCD, where both have the same seeds and their per-query AP was kept."""
-    lines, differences = [], []
-    for key, group in rows[rows["base"] != "teacher"].groupby([*TABLE, "bits", "setting"]):
-        ours = reference(set(group["method"]))
-        by_seed = average_precisions(group[group["method"] == ours], key[-1])
-        for name in sorted(set(group["method"]) - {ours}, key=order):
-            theirs = average_precisions(group[group["method"] == name], key[-1])
-            seeds = sorted(by_seed.keys() & theirs.keys())
-            if seeds:
-                differences.append(np.stack([theirs[s] - by_seed[s] for s in seeds]))
-                facts = dict(zip([*TABLE, "bits", "setting"], key, strict=True))
-                facts = {k: facts[k] for k in ("dataset", "teacher", "student", "bits", "setting")}
-                lines.append({**facts, "method": name, "less": ours, "seeds": len(seeds)})
-    for shape in {d.shape for d in differences}:  # pairs that share their draws are resampled at once
-        same = [i for i, d in enumerate(differences) if d.shape == shape]
-        for i, pair in zip(same, paired_bootstrap(np.stack([differences[i] for i in same])), strict=True):
-            lines[i] |= dict(zip(["difference", "low", "high", "p"], pair, strict=True))
-    return pd.DataFrame(lines)
+def significance(table: pd.DataFrame) -> pd.DataFrame:
+    """Of one table: every method less BRCD over the seeds that both have; p is corrected over all its comparisons."""
+    pairs = []
+    for (bits, setting), group in table[table["base"] != "teacher"].groupby(["bits", "setting"]):
+        by_seed = group.pivot(index="seed", columns="method", values="map")
+        ours = reference(by_seed.columns)
+        for name in sorted(set(by_seed.columns) - {ours}, key=order) if ours else ():
+            differences = (by_seed[name] - by_seed[ours]).dropna().to_numpy()
+            if len(differences):
+                pairs.append(({"bits": bits, "setting": setting, "method": name, "less": ours}, differences))
+    facts = {name: table.iloc[-1][name] for name in ("dataset", "data", "teacher", "student")}
+    found = [facts | pair | {"seeds": len(d)} | paired_t(d, len(pairs)) for pair, d in pairs]
+    return pd.DataFrame(found).assign(p_holm=holm(np.array([one["p"] for one in found]))) if found else pd.DataFrame()
+
+
+def verdict(compared: pd.DataFrame) -> str:
+    """What a table's test says of BRCD and each other method, in words; nothing else may."""
+    tested = compared.dropna(subset="p_holm")
+    if not len(tested):
+        return "One seed: no difference in this table can be told from chance."
+    ours, words = tested["less"].iloc[0], []
+    for name, group in tested.groupby("method", sort=False):
+        sure = group[group["p_holm"] < LEVEL]
+        above, below = (sure["difference"] < 0).sum(), (sure["difference"] > 0).sum()
+        counts = [f"{count} {word}" for word, count in (("above", above), ("below", below)) if count]
+        words.append(f"{name}: {' and '.join(counts) or 'none told apart'} of {len(group)}")
+    return (
+        f"{ours} against each, paired t over {tested['seeds'].min()} seeds, Holm over {len(tested)} comparisons at "
+        f"{LEVEL:.0%}: {'; '.join(words)}."
+    )
 
 
 def swept_value(options: dict, name: str):
@@ -392,11 +402,14 @@ def write_report(rows: pd.DataFrame, out: Path) -> str:
     if rows["bits"].nunique() == 1:  # there is room for more
         metrics += ["ndcg"] if rows["multi_label"].any() else ["p@100"] if "p@100" in rows else []
     several_data = rows.groupby("dataset")["data"].nunique().max() > 1
-    texts, tex, tables = [], [], tables_of(rows)
+    texts, tex, compared, tables = [], [], [], tables_of(rows)
     for number, table in enumerate(tables, 1):
         header, lines = table_of(table, metrics)
         title = title_of(table, several_data)
         texts.append(f"{title}\n\n{markdown(header, lines)}")
+        compared.append(significance(table))
+        if len(compared[-1]):
+            texts[-1] += f"\n\n{verdict(compared[-1])}"
         tex.append(f"% {title}\n{latex(header, lines)}")
         draw_figures(table, out, "" if len(tables) == 1 else f"_{number}")
     text = "\n\n".join(texts)
@@ -406,10 +419,9 @@ def write_report(rows: pd.DataFrame, out: Path) -> str:
         with written_aside(out / name, "w") as file:
             file.write(content + "\n")
     write_records(rows, out)
-    compared = significance(rows)
-    if len(compared):
+    if any(map(len, compared)):
         with written_aside(out / "significance.csv", "w") as file:
-            compared.to_csv(file, index=False, float_format="%.5f")
+            pd.concat(compared).to_csv(file, index=False, float_format="%.5f")
     return text
 
 

@@ -19,16 +19,18 @@ from losses.methods import METHODS
 from models.trained import Trained
 from scripts.compare import Cell, slug
 from scripts.report import (
+    holm,
     label,
     latex,
     markdown,
     order,
-    paired_bootstrap,
+    paired_t,
     precision_recall,
     read_rows,
     significance,
     swept,
     table_of,
+    verdict,
     write_report,
 )
 from utils.errors import UserError
@@ -40,8 +42,7 @@ def option(word: str) -> tuple[str, object]:
     return (name, float(value)) if value else (name.removeprefix("no-"), False)
 
 
-def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None, multi_label=False):
-    value = value if ap is None else float(ap.mean())
+def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, multi_label=False):
     report = {
         "k": 10,
         "map": {"stable/retrieved": value, "expected/min": 0.1},
@@ -76,12 +77,10 @@ def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, ap=None, multi_l
         "command": "x",
         "run": "r",
         "sshp": report,
-        "ashp": {**report, "map": {"stable/retrieved": value - 0.1 * (ap is None)}},
+        "ashp": {**report, "map": {"stable/retrieved": value - 0.1}},
         "teacher": report,
     }
     (folder / "test.json").write_text(json.dumps(content))
-    if ap is not None:
-        np.savez(folder / "test.npz", sshp=ap, ashp=ap, teacher=ap)
     return folder / "test.json"
 
 
@@ -233,9 +232,8 @@ def test_teacher_and_none_come_first_and_brcd_last():
 
 
 def test_a_report_writes_everything(tmp_path):
-    draw = np.random.RandomState(0)
     files = [
-        result(tmp_path, m, s, b, 0.5 + 0.01 * s, draw.rand(40))
+        result(tmp_path, m, s, b, 0.5 + 0.01 * s)
         for m in ("none", "brcd", "brcd alpha=0.5", "brcd margin=0.1")
         for s in (0, 1)
         for b in (16, 32)
@@ -248,35 +246,44 @@ def test_a_report_writes_everything(tmp_path):
     assert len(pd.read_csv(tmp_path / "out" / "significance.csv")) == 3 * 2 * 2
 
 
-def test_the_bootstrap_knows_a_difference_from_none():
+def test_the_paired_t_is_the_textbooks():
+    found = paired_t(np.array([0.01, 0.02, 0.03]), comparisons=4)  # t = 0.02 / (0.01 / sqrt 3), 2 degrees of freedom
+    assert found["difference"] == pytest.approx(0.02) and found["p"] == pytest.approx(0.0742, abs=1e-4)
+    half = 4.30265 * 0.01 / np.sqrt(3)
+    assert (found["low"], found["high"]) == pytest.approx((0.02 - half, 0.02 + half), abs=1e-6)
+    wide = 8.86025 * 0.01 / np.sqrt(3)  # at 1 - 0.05 / 4
+    assert (found["low_all"], found["high_all"]) == pytest.approx((0.02 - wide, 0.02 + wide), abs=1e-4)
+    one, same = paired_t(np.array([0.3])), paired_t(np.array([0.1, 0.1]))
+    assert one["difference"] == 0.3 and np.isnan(one["p"]) and np.isnan(one["low"])
+    assert same["p"] == 1 and same["low"] == same["high"] == 0.1
+
+
+def test_holm_corrects_in_steps():
+    assert holm(np.array([0.01, 0.04, 0.03, np.nan])) == pytest.approx([0.03, 0.06, 0.06, np.nan], nan_ok=True)
+    assert holm(np.array([0.5, 0.9])) == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("seed_effect", [0.0, 0.005, 0.01])
+def test_null_pairs_are_rejected_as_often_as_said(seed_effect):
     draw = np.random.RandomState(0)
-    noise = draw.randn(3, 400) * 0.1
-    mean, low, high, p = paired_bootstrap(noise - noise.mean())
-    assert mean == pytest.approx(0, abs=1e-12) and low < 0 < high and p > 0.5
-    mean, low, high, p = paired_bootstrap(noise - 0.05)
-    assert low < mean < high < 0 and p < 0.01
-    # One seed: only queries vary, and the interval is that of a mean.
-    one = draw.randn(1, 1000)
-    mean, low, high, _ = paired_bootstrap(one)
-    assert (high - low) / 2 == pytest.approx(1.96 * one.std() / np.sqrt(1000), rel=0.1)
+    null = (seed_effect * draw.randn(1000, 5, 1) + 0.1 * draw.randn(1000, 5, 500)).mean(axis=2)
+    rejected = np.mean([paired_t(pair)["p"] < 0.05 for pair in null])
+    assert 0.035 <= rejected <= 0.065  # three standard errors of 1,000 tries
 
 
-@pytest.mark.parametrize("seed_effect, lowest, highest", [(0.0, 0.0, 0.06), (0.008, 0.15, 0.3)])
-def test_the_bootstrap_of_three_seeds_rejects_too_often_where_seeds_differ(seed_effect, lowest, highest):
-    """Null pairs at 5 %: right where only queries vary; where seeds do, three of one sign, a quarter of all, are
-    enough for it. So its intervals describe, and prove nothing; this holds what is known of it."""
-    draw = np.random.RandomState(0)
-    null = seed_effect * draw.randn(300, 3, 1) + 0.02 * draw.randn(300, 3, 500)
-    rejected = (paired_bootstrap(null)[..., 3] < 0.05).mean()
-    assert lowest <= rejected <= highest
-
-
-def test_significance_pairs_seeds(tmp_path):
-    draw = np.random.RandomState(0)
-    base = draw.rand(50)
-    files = [result(tmp_path, "brcd", s, ap=base + 0.1) for s in (0, 1)] + [result(tmp_path, "none", 1, ap=base)]
-    found = significance(read_rows(files))
-    assert (found["difference"].round(6) == -0.1).all() and (found["seeds"] == 1).all() and (found["p"] < 0.001).all()
+def test_significance_pairs_seeds_and_the_verdict_follows_from_it(tmp_path):
+    values = {"brcd": (0.5, 0.51, 0.52), "none": (0.4, 0.4101, 0.4201), "kl": (0.49, 0.53, 0.51)}
+    files = [result(tmp_path, m, s, value=v) for m, row in values.items() for s, v in enumerate(row)]
+    files += [result(tmp_path, "rkd", 1, value=0.3)]
+    found = significance(read_rows(files)).set_index(["method", "setting"])
+    assert found.loc[("none", "sshp"), "difference"] == pytest.approx(-0.09993, abs=1e-5)
+    assert (found["seeds"].xs("none", level=0) == 3).all() and (found["less"] == "brcd").all()
+    assert np.isnan(found.loc[("rkd", "sshp"), "p_holm"]) and found["p"].notna().sum() == 4
+    assert (found["p_holm"].dropna() >= found["p"].dropna()).all()
+    text = write_report(read_rows(files), tmp_path / "out")
+    assert "Holm over 4 comparisons at 5%: none: 2 above of 2; kl: none told apart of 2." in text
+    alone = significance(read_rows([result(tmp_path, "brcd", 7), result(tmp_path, "none", 7)]))
+    assert "can be told from chance" in verdict(alone)
 
 
 def test_cells_have_names_of_their_own(tmp_path):
