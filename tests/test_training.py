@@ -236,6 +236,10 @@ def test_checkpoints_that_are_none(tmp_path):
     save_atomically(good, {"kind": "brcd-training"})
     with pytest.raises(UserError, match="this is brcd-training"):
         load_head(good)
+    twice = tmp_path / "twice.pt"
+    twice.write_bytes(good.read_bytes() * 2)
+    with pytest.raises(UserError, match=r"twice.pt: truncated or no checkpoint"):
+        read_checkpoint(twice, "brcd-training")
     save_atomically(good, {"kind": "brcd-hash-head", "format": 1, "config": {"dim": 6, "bits": 4}, "state": {}})
     with pytest.raises(UserError, match="incomplete"):
         load_head(good)

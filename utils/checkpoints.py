@@ -32,6 +32,9 @@ def read_checkpoint(path: Path, kind: str, version: int | None = None) -> dict:
             with zipfile.ZipFile(path) as archive:
                 if torn := archive.testzip():
                     raise BadZipFile(f"checksum of {torn}")
+                # Of two archives in one file the checksums are of the last, and torch reads the first.
+                if min(entry.header_offset for entry in archive.infolist()):
+                    raise BadZipFile("something before the archive")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles: they are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
