@@ -50,6 +50,13 @@ INSERT INTO facts VALUES ('version', 0);
 BY_PATH = "SELECT p.id FROM folders AS f JOIN pictures AS p ON p.folder = f.id"
 OF_IDS = "FROM json_each(?) AS j CROSS JOIN pictures AS p ON p.id = j.value JOIN folders AS f ON f.id = p.folder"
 BLOCKS = "SELECT number, pictures, places, codes, checksum FROM blocks WHERE"
+WRONG = {
+    "pictures WHERE folder NOT IN (SELECT id FROM folders)": "pictures lie in no folder",
+    "pictures WHERE length(digest) <> 32": "pictures have no content hash",
+    "pictures WHERE id NOT IN (SELECT id FROM thumbnails)": "pictures have no thumbnail",
+    "thumbnails WHERE id NOT IN (SELECT id FROM pictures)": "thumbnails are of no picture",
+    "thumbnails WHERE length(jpeg) > 0 AND substr(jpeg, 1, 2) <> x'ffd8'": "thumbnails are no JPEG",
+}
 REFUSALS = {
     "SQLITE_FULL": "no space is left on the disk; free some: what was added before is kept",
     "SQLITE_READONLY": "it can't be written; change its permissions and its folder's",
@@ -479,11 +486,57 @@ class Index:
             ).fetchall()
         return {os.fsdecode(name): tuple(more) for name, *more in rows}
 
-    def same(self, digest: bytes) -> tuple[np.ndarray, bytes, float] | None:
-        """(code, thumbnail, taken) of a picture with these bytes, if there is one."""
+    def same(self, digest: bytes) -> tuple[np.ndarray, bytes] | None:
+        """(code, thumbnail) of a picture with these bytes, if there is one."""
         with self._asking() as con:
-            row = con.execute("SELECT id, taken FROM pictures WHERE digest = ? LIMIT 1", [digest]).fetchone()
-            return row and (self.code_of(row[0]), self.thumbnail(row[0]), row[1])
+            row = con.execute("SELECT id FROM pictures WHERE digest = ? LIMIT 1", [digest]).fetchone()
+            return row and (self.code_of(row[0]), self.thumbnail(row[0]))
+
+    def info(self) -> dict:
+        """What is in it, as plain values."""
+        with self._asking() as con:
+            folders, broken = (con.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("folders", "broken"))
+        return {
+            "index": str(self.path),
+            "format": FORMAT,
+            "pictures": len(self),
+            "folders": folders,
+            "broken": broken,
+            "bits": self.bits,
+            "model": self.card,
+            "student": self.student,
+            "bytes": sum(f.stat().st_size for f in (self.path, self._log()) if f.exists()),
+        }
+
+    def faults(self) -> list[str]:
+        """What is wrong with the index in itself, a line each."""
+        try:
+            with self._asking() as con:
+                found = [row[0] for row in con.execute("PRAGMA integrity_check(5)")]
+                return [first_line(line) for line in found if line != "ok"] or self._wrong_rows(con)
+        except UserError as error:
+            return [str(error)]
+
+    def _wrong_rows(self, con: sqlite3.Connection) -> list[str]:
+        counts = [(con.execute(f"SELECT count(*) FROM {sql}").fetchone()[0], what) for sql, what in WRONG.items()]
+        faults = [f"{count:,} {what}" for count, what in counts if count]
+        width, spare = self.width, -self.bits % 8
+        for row in con.execute(f"{BLOCKS} 1 ORDER BY number"):
+            number, places, codes = self._block(row, width)
+            first = number * BLOCK
+            ids = con.execute(
+                "SELECT id FROM pictures WHERE id BETWEEN ? AND ? ORDER BY id", [first, first + BLOCK - 1]
+            )
+            if [i - first for (i,) in ids] != places.tolist():
+                faults.append(f"ids from {first}: pictures and codes are not of the same ids")
+            if spare and len(codes) and (codes[:, -1] & (1 << spare) - 1).any():
+                faults.append(f"ids from {first}: codes of more than {self.bits} bits")
+        known = con.execute("SELECT count(*) FROM pictures").fetchone()[0]
+        if known != len(self):
+            faults.append(f"{known:,} pictures, {len(self):,} codes")
+        if known and not self.bits:
+            faults.append("it does not say which model hashed it")
+        return faults
 
     # Writing; each method is a transaction
 
