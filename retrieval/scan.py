@@ -1,16 +1,20 @@
 """Codes held in memory in the order they were added, and the exact scan over them.
 
-The scan is faiss' counting search, which ``IndexBinaryFlat`` runs too; here it reads the array as it is, so that a
-hundred million codes are in memory once.
+A query is scanned by faiss' counting search, which ``IndexBinaryFlat`` runs too; here it reads the array as it is, so
+that a hundred million codes are in memory once. Many queries together are scanned by compiled code of our own.
 """
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
 
 BLOCK = 4096  # ids a block
 COUNTERS = 1 << 28  # bytes that one counting search may take: (bits + 1) * k places a query
+MANY, WORTH_COMPILING = 4, 1 << 28  # queries, and comparisons in all, from which on compiled code is worth its start
+GROUP = 128  # queries, of all threads, that look at the database together
 
 Block = tuple[int, np.ndarray, np.ndarray]  # number, places uint16 [m], codes uint8 [m, w]
 
@@ -29,11 +33,33 @@ def nearest(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarr
     group = COUNTERS // (8 * (8 * database.shape[1] + 1) * k)
     if not group:  # most of the database is asked for: sorting takes less memory
         parts = [_sorted(query, database, k) for query in queries]
+    elif len(queries) >= MANY and len(queries) * len(database) >= WORTH_COMPILING:
+        return _batched(queries, database, k, min(group, GROUP))
     else:
         parts = [
             faiss.knn_hamming(queries[i : i + group], database, k, variant="mc") for i in range(0, len(queries), group)
         ]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+def _batched(queries: np.ndarray, database: np.ndarray, k: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """By all threads, a group of queries each: several times as fast as faiss, which counts every code's distance."""
+    from retrieval.compiled import scan
+
+    q, bits = len(queries), 8 * database.shape[1]
+    threads = len(os.sched_getaffinity(0))
+    group = max(1, min(group // threads, -(-q // threads)))
+    distances, rows = np.empty((q, k), np.int32), np.empty((q, k), np.int64)
+    queries, database = _words(queries), _words(database)
+    parts = [slice(i, i + group) for i in range(0, q, group)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda p: scan(queries[p], database, k, bits + 1, distances[p], rows[p]), parts))
+    return distances, rows
+
+
+def _words(codes: np.ndarray) -> np.ndarray:
+    """As words, of the longest type that fills a code."""
+    return codes.view(f"u{next(size for size in (8, 4, 2, 1) if codes.shape[1] % size == 0)}")
 
 
 def _sorted(query: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
