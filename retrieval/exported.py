@@ -83,7 +83,7 @@ class Exported:
         return session
 
     def code(self, pixels: np.ndarray) -> np.ndarray:
-        """A picture uint8 [H, W, 3] of any size -> its packed code uint8 [width], as ``retrieval.codes.pack``'s rows."""
+        """A picture uint8 [H, W, 3] of any size -> its packed code uint8 [width], as ``retrieval.codes.pack`` packs."""
         return self._run("code", pixels)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:

@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TEACHER, digits, run_here
+from conftest import ROOT, TEACHER, run_here
 from test_resize import picture
 
-from data.digits import load
 from data.transforms import eval_transform
 from models.trained import read_run
 from retrieval.codes import pack

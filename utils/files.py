@@ -71,7 +71,7 @@ def folder_aside(path: Path, mark: str) -> Iterator[Path]:
 
 def check_replaceable(path: Path, mark: str) -> None:
     """Raises UserError where ``folder_aside`` would destroy something: a file, or a folder that is not of its kind."""
-    if path.is_symlink() or path.exists() and not path.is_dir():
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UserError(f"{path}: is no folder; choose another one")
     if path.exists() and any(path.iterdir()) and not (path / mark).is_file():
         raise UserError(f"{path}: is not empty and holds no {mark}, so it is not replaced; choose another folder")
