@@ -546,8 +546,10 @@ class Index:
         Raises:
             ValueError: a code of another width than the card's, or a path given twice.
         """
-        codes = np.array([row.code for row in rows], np.uint8).reshape(len(rows), -1)
-        if rows and (codes.shape[1] != self.width or len({row.path for row in rows}) < len(rows)):
+        if not rows:
+            return []
+        codes = np.array([row.code for row in rows], np.uint8)
+        if codes.shape[1] != self.width or len({row.path for row in rows}) < len(rows):
             raise ValueError(f"codes of {codes.shape[1]} bytes for an index of {self.width}, or a path given twice")
         with self.transaction():
             con, now, folders = self._con, time.time(), {}
