@@ -301,20 +301,27 @@ def add_pictures(
     one_each, together = Exported(student), Exported(student, threads=cores)
     for model in (one_each, together):
         rate(model.code, ready[: 2 * cores], cores)
+    started = time.process_time()
+    apart = rate(one_each.code, ready, cores)
+    network_cpu = 1000 * (time.process_time() - started) / len(ready)
     alone = {
-        f"{cores} threads, a picture each": rate(one_each.code, ready, cores),
+        f"{cores} threads, a picture each": apart,
         f"one picture by {cores} threads": rate(together.code, ready, 1),
     }
-    rates = []
+    rates, cpu = [], []
     for turn in range(3):
         with Index(folder / f"adding_{turn}", write=True) as index:
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             report = adding.add(index, one_each, [here])
             rates.append(report.added / (time.perf_counter() - started))
+            cpu.append(1000 * (time.process_time() - used) / report.added)
             assert report.added == len(files), report
     many = make_small(folder / "many", unchanged)
     first, second = (add_by_command(folder / "unchanged", student, many) for _ in range(2))
-    print(f"adding {np.median(rates):.1f} pictures/s; the network alone {alone}; {unchanged} unchanged: {second:.2f} s")
+    print(
+        f"adding {np.median(rates):.1f} pictures/s, {np.median(cpu):.2f} ms of processor each; the network alone "
+        f"{alone}, {network_cpu:.2f} ms; {unchanged} unchanged: {second:.2f} s"
+    )
     return {
         "pictures": len(files),
         "size": list(ready[0].shape),
@@ -322,6 +329,7 @@ def add_pictures(
         "adding_per_second": float(np.median(rates)),
         "network_alone_per_second": alone,
         "share": float(np.median(rates)) / max(alone.values()),
+        "cpu_ms_a_picture": {"network": network_cpu, "adding": float(np.median(cpu))},
         "unchanged": {"pictures": unchanged, "first_seconds": first, "second_seconds": second},
     }
 

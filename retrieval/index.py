@@ -27,7 +27,7 @@ from utils.errors import UserError, first_line
 FORMAT = 1
 APPLICATION = 0x42524344  # in the file's header: whose SQLite file it is
 CACHE = 32768  # KiB of the file, at most, that a process keeps in memory beside the codes
-SELECTIONS = 4  # filters whose selections are kept
+SELECTIONS, SELECTED = 4, 10**7  # filters whose selections are kept, and pictures of all before one more is
 SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, label BLOB);
@@ -344,7 +344,7 @@ class Index:
                 condition, values = _condition(where)
                 ids = con.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY id", values)
                 rows = snapshot.rows(np.fromiter((i for (i,) in ids), np.int64))
-                if len(kept) >= SELECTIONS:
+                while len(kept) >= SELECTIONS or sum(len(r) for r, _ in kept.values()) > SELECTED:
                     del kept[next(iter(kept))]
                 kept[where] = rows, np.ascontiguousarray(snapshot.codes[rows])
             return kept[where]

@@ -276,7 +276,7 @@ def test_thumbnails_and_dates(tmp_path, index, model):
         (tmp_path / "t.jpg").write_bytes(index.thumbnail(i))
         with Image.open(tmp_path / "t.jpg") as thumbnail:
             sizes.append((thumbnail.format, thumbnail.size))
-    assert sizes == [("JPEG", (96, 256)), ("JPEG", (256, 96))]  # upright
+    assert sizes == [("JPEG", (100, 267)), ("JPEG", (267, 100))]  # upright
     where = Filters(after=datetime(2001, 1, 1).timestamp(), before=datetime(2002, 1, 1).timestamp())
     assert index.count(where) == 2  # a.jpg, and c.png of 2001
 
