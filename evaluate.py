@@ -1,6 +1,7 @@
 """Measure a run on its test queries: a student by SSHP and ASHP beside its teacher, or a teacher alone.
 
     python evaluate.py --run runs/brcd --json runs/brcd/test.json
+    python evaluate.py --run runs/brcd --dataset folder --data-dir OTHER     # the same heads on other images
 
 SSHP: the student hashes queries and database. ASHP: the student hashes queries, the teacher the database.
 Prints a table, then one JSON object as its last line.
@@ -20,7 +21,7 @@ import distill
 import train_teacher
 from data.dataset import NO_LABELS, HashingData
 from data.features import extractor
-from data.load import load_data
+from data.load import add_data_arguments, load_data
 from data.transforms import EVAL_VERSION, eval_transform
 from losses.methods import METHODS
 from models.engines import pick_device
@@ -48,6 +49,8 @@ DEFINITION = (
     "label shared"
 )
 RUN_FILES = {"args", "environment", "log", "summary", "clusters", "train_codes", "cluster_numbers", "redundancy"}
+# Options of a data set that is not the run's own; --data-dir and --lists-dir also say where that lies now.
+OTHER_DATA = ("drop_leaks", "skip_broken", "split_seed", "train_images", "limit")
 SUMMARY = ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")  # of a report, in the last line printed
 
 
@@ -65,10 +68,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--k", type=whole(1), help="cut-off of mAP@k (default: the data set's)")
     parser.add_argument("--dump-codes", type=Path, metavar="DIR", help="write packed codes, labels and paths as .npz")
     parser.add_argument("--pictures", type=whole(0), default=8, metavar="N", help="queries drawn with their top 10")
-    parser.add_argument("--data-dir", type=Path, help="where the images are now (default: where training found them)")
+    add_data_arguments(parser)
+    parser.set_defaults(dataset=None)  # without it: what the run was trained on, --data-dir and --lists-dir as of now
     parser.add_argument("--cache-dir", type=Path, help="default: the run's")
     parser.add_argument("--device", help="default: the run's")
-    return parser.parse_args()
+    args = parser.parse_args()
+    alone = [f"--{name.replace('_', '-')}" for name in OTHER_DATA if getattr(args, name) != parser.get_default(name)]
+    if alone and args.dataset is None:
+        raise UserError(f"{alone[0]} is of other images than the run's own: name their --dataset too")
+    return args
 
 
 def check_target(target: Path) -> None:
@@ -92,8 +100,11 @@ def run_options(args, run: Trained) -> argparse.Namespace:
         except UserError as error:
             raise UserError(f"{one.folder}/args.yaml: damaged ({error}); train that run again") from None
     kept = argparse.Namespace(**parser_of(run).defaults() | run.args)  # an older run may lack a newer option
+    if args.dataset:
+        for name in ("dataset", "data_dir", "lists_dir", *OTHER_DATA):
+            setattr(kept, name, getattr(args, name))
     for name in ("data_dir", "cache_dir", "lists_dir"):
-        value = getattr(args, name, None) or getattr(kept, name, None)
+        value = getattr(args, name) or getattr(kept, name)
         setattr(kept, name, Path(value) if value else None)
     kept.device = args.device or kept.device
     return kept
@@ -149,6 +160,8 @@ def describe(args, run: Trained, hashers: list[Hasher], images: HashingData) -> 
     """What was measured: the keys of a result beside its reports."""
     teacher = run.teacher or run
     trained, taught = read_environment(run.folder), read_environment(teacher.folder)
+    # Names rows of their own: runs that learnt from different images are never averaged.
+    elsewhere = {} if run.facts["data"] == images.fingerprint else {"trained_on": run.facts["data"][:12]}
     return {
         "run": str(args.run),
         "dataset": images.title,
@@ -157,11 +170,11 @@ def describe(args, run: Trained, hashers: list[Hasher], images: HashingData) -> 
         "n_queries": len(asked(args, images)),
         "n_database": len(searched(args, images)),
         "method": run.args["method"] if run.teacher else "teacher",
-        "options": named_options(run) if run.teacher else {},
+        "options": elsewhere | named_options(run) if run.teacher else {},
         "seed": run.args["seed"],
         "teacher_seed": teacher.args["seed"],
         "teacher_hashing": teacher.args["hashing"],
-        "teacher_options": named_options(teacher),
+        "teacher_options": elsewhere | named_options(teacher),
         "bits": run.bits,
         "teacher_backbone": hashers[-1].backbone.name,
         "student_backbone": hashers[0].backbone.name,
@@ -281,7 +294,7 @@ def main() -> None:
     images = load_data(options)
     runs = [run, run.teacher] if run.teacher else [run]
     for one in runs:
-        one.check_data(images.fingerprint, EVAL_VERSION)
+        one.check_data(one.facts["data"] if args.dataset else images.fingerprint, EVAL_VERSION)
     hashers = [Hasher(one, options, images) for one in runs]
     pairs = searches(hashers, asked(args, images), searched(args, images))
     labels = relevance(images, asked(args, images), searched(args, images), hashers[-1].features)

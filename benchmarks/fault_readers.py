@@ -472,7 +472,7 @@ def write_args(run: Path, args: dict) -> None:
 def read_student(folder: Path) -> tuple:
     """As evaluate.py reads a run before it opens any image."""
     run = read_run(folder / "student")
-    given = argparse.Namespace(data_dir=None, cache_dir=None, lists_dir=None, device=None)
+    given = argparse.Namespace(dataset=None, data_dir=None, cache_dir=None, lists_dir=None, device=None)
     options = vars(evaluate.run_options(given, run))
     heads = [head_value(head, {}) for one in (run, run.teacher) for head in one.heads.values()]
     return (

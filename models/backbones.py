@@ -33,6 +33,7 @@ class Backbone:
         last: name of the last linear layer, replaced by the identity for pooled features.
         dim: width of the features that enter the last layer.
         load: returns the state dict of the published weights.
+        licence: of those weights.
     """
 
     build: Callable[[], nn.Module]
@@ -41,9 +42,12 @@ class Backbone:
     dim: int
     load: Callable[[], dict[str, torch.Tensor]]
     scaling: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    licence: str = "BSD-3-Clause"
 
 
-def _torchvision(name: str, last: str, dim: int, logits: bool = False, tag: str = "IMAGENET1K_V1") -> Backbone:
+def _torchvision(
+    name: str, last: str, dim: int, logits: bool = False, tag: str = "IMAGENET1K_V1", licence: str = Backbone.licence
+) -> Backbone:
     def load() -> dict[str, torch.Tensor]:
         weights = torchvision.models.get_weight(f"{_weights_class(name)}.{tag}")
         try:
@@ -54,7 +58,7 @@ def _torchvision(name: str, last: str, dim: int, logits: bool = False, tag: str 
                 "machine and pass the file with --weights FILE (a student's: --student-weights FILE)"
             ) from None
 
-    return Backbone(lambda: torchvision.models.get_model(name, weights=None), logits, last, dim, load)
+    return Backbone(lambda: torchvision.models.get_model(name, weights=None), logits, last, dim, load, licence=licence)
 
 
 def _weights_class(name: str) -> str:
@@ -88,14 +92,15 @@ def _lite(size: int, sha256: str) -> Backbone:
             raise UserError(f"{path}: its tensors do not fit this timm version's tf_efficientnet_lite{size}")
         return dict(zip(names, tensors, strict=True))
 
-    return Backbone(build, True, "classifier", 1280, load, LITE)
+    return Backbone(build, True, "classifier", 1280, load, LITE, "Apache-2.0")
 
 
 BACKBONES: dict[str, Backbone] = {
     "vit_b_16": _torchvision("vit_b_16", "heads", 768),
     "vit_b_32": _torchvision("vit_b_32", "heads", 768),
     "vit_l_16": _torchvision("vit_l_16", "heads", 1024),
-    "vit_h_14": _torchvision("vit_h_14", "heads", 1280, tag="IMAGENET1K_SWAG_LINEAR_V1"),  # its one 224-pixel file
+    # Its one 224-pixel file; SWAG's weights may not be used commercially.
+    "vit_h_14": _torchvision("vit_h_14", "heads", 1280, tag="IMAGENET1K_SWAG_LINEAR_V1", licence="CC-BY-NC-4.0"),
     **{
         f"efficientnet_b{i}": _torchvision(f"efficientnet_b{i}", "classifier.1", dim, logits=True)
         for i, dim in enumerate((1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560))

@@ -72,6 +72,23 @@ def test_the_teacher_alone_and_the_cluster_number(cli, teacher):
     assert (teacher / "cluster_numbers.png").stat().st_size > 100
 
 
+def test_a_run_is_measured_on_other_images(cli, shared, measured, photo, tmp_path):
+    other = make_folder(tmp_path / "other", photo)
+    words = ["evaluate.py", "--run", measured / "run", "--pictures", 0, "--json", tmp_path / "other.json"]
+    code, out = cli(*words, "--dataset", "folder", "--data-dir", other)
+    assert code == 0, out
+    written = json.loads((tmp_path / "other.json").read_text())
+    assert (written["dataset"], written["n_database"], written["n_queries"]) == ("folder other", 12, 4)
+    trained_on = json.loads((measured / "out.json").read_text())["data"][:12]
+    assert written["options"]["trained_on"] == written["teacher_options"]["trained_on"] == trained_on
+    code, out = cli("scripts.report", tmp_path / "other.json", measured / "out.json", "--out", tmp_path / "report")
+    assert code == 0 and "folder other" in out and f"trained-on={trained_on}" in out, out
+    code, out = cli(*words, "--split-seed", 3)
+    assert str(code).startswith("error: --split-seed is of other images"), out
+    code, out = cli(*words, "--data-dir", other)  # the run's own data set, the digits, lies nowhere else
+    assert code == 0 and "digits" in out, out
+
+
 def test_features_are_listed(cli, shared, teacher):
     code, out = cli("scripts.cache", "--cache-dir", shared / "cache", "--list")
     assert code == 0 and "kind=evaluation" in out and "kind=views" in out and "entries" in out

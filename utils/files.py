@@ -39,6 +39,53 @@ def written_aside(path: Path, mode: str = "wb") -> Iterator:
 
 
 @contextlib.contextmanager
+def folder_aside(path: Path, mark: str) -> Iterator[Path]:
+    """Fill a folder that appears at ``path`` whole or not at all.
+
+    Args:
+        mark: a file that every such folder holds: one that holds it is replaced.
+
+    Raises:
+        UserError: something else is at ``path``.
+    """
+    path = Path(os.path.abspath(path))
+    check_replaceable(path, mark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+        new, old = Path(aside) / "new", Path(aside) / "old"
+        new.mkdir()
+        yield new
+        for file in (*new.iterdir(), new):
+            _to_disk(file)
+        check_replaceable(path, mark)
+        if path.exists():
+            os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            if old.exists():
+                os.rename(old, path)
+            raise
+        _to_disk(path.parent)
+
+
+def check_replaceable(path: Path, mark: str) -> None:
+    """Raises UserError where ``folder_aside`` would destroy something: a file, or a folder that is not of its kind."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UserError(f"{path}: is no folder; choose another one")
+    if path.exists() and any(path.iterdir()) and not (path / mark).is_file():
+        raise UserError(f"{path}: is not empty and holds no {mark}, so it is not replaced; choose another folder")
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Of several processes one is inside, the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
