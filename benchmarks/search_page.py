@@ -1,7 +1,7 @@
 """The page's server under load and under damaged uploads, and the browser as the engine.
 
-    python benchmarks/search_page.py --student STUDENT                      # 8 clients, a million codes, 1,000 uploads
-    python benchmarks/search_page.py --student STUDENT --codes 10000 --requests 80 --uploads 50 --pictures 5   # a try
+python benchmarks/search_page.py --student STUDENT                      # 8 clients, a million codes, 1,000 uploads
+python benchmarks/search_page.py --student STUDENT --codes 10000 --requests 80 --uploads 50 --pictures 5   # a try
 """
 
 import argparse
@@ -92,7 +92,9 @@ def write_index(file: Path, student: Exported, n: int) -> None:
 def served(index: Path, student: Path) -> Iterator[str]:
     """`search.py serve` in a process of its own: its address."""
     words = ["serve", "--index", str(index), "--student", str(student), "--port", "0"]
-    with subprocess.Popen([sys.executable, str(ROOT / "search.py"), *words], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "search.py"), *words], stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             yield next(word for word in server.stdout.readline().split() if word.startswith("http"))
         finally:
@@ -141,7 +143,9 @@ def damaged_uploads(address: str, n: int) -> dict:
             answer = session.post("/api/search", files={"file": (name, content)})
             statuses[answer.status_code] += 1
             without += answer.status_code != 200 and not answer.json().get("error")
-        alive = session.post("/api/search", files={"file": ("q.jpg", encoded(photograph(0), "JPEG"))}).status_code == 200
+        alive = (
+            session.post("/api/search", files={"file": ("q.jpg", encoded(photograph(0), "JPEG"))}).status_code == 200
+        )
     return {"uploads": n, "statuses": dict(sorted(statuses.items())), "without_reason": without, "alive": alive}
 
 

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import time
+import warnings
 from asyncio import to_thread
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.formparsers import MultiPartParser
 
 from data.decode import FORMATS, pixels_of
+from retrieval.asking import answers
 from retrieval.exported import Exported, may_ask
 from retrieval.index import Filters, Index, Record
 from utils.errors import UserError, first_line
@@ -222,7 +224,7 @@ def failure(status: int, reason: str, headers: dict | None = None) -> Response:
 
 
 class Searcher:
-    """An index and the student that asks it; numbers of a query as ``search.py query --json`` gives them."""
+    """An index and the student that asks it."""
 
     def __init__(self, index: Index, student: Exported):
         self.index, self.student = index, student
@@ -243,17 +245,11 @@ class Searcher:
         except KeyError:
             raise HTTPException(404, f"the index has no picture {id}; it may have been removed") from None
 
-    def search(self, code: np.ndarray, k: int, radius: int | None, folder: str | None) -> dict:
-        """The answer to a packed code uint8 [w], less what its query is called and how long its hashing took."""
+    def search(self, query: tuple[str, np.ndarray, float], k: int, radius: int | None, folder: str | None) -> dict:
+        """The answer to (name, code uint8 [w], milliseconds of its hashing)."""
         if problem := self.problem():
             raise HTTPException(409, problem)
-        where, start = Filters(folder=folder or None), time.perf_counter()
-        hits = self.index.search(code[None], k, radius, where)[0]
-        return {
-            "search_ms": milliseconds(start),
-            "searched": self.index.count(where),
-            "results": [dict(rank=r, path=h.path, distance=h.distance, id=h.id) for r, h in enumerate(hits, 1)],
-        }
+        return answers(self.index, [query], k, radius, Filters(folder=folder or None))[0]
 
     def info(self) -> dict:
         ids = self.index.codes()[0]
@@ -269,10 +265,6 @@ class Searcher:
             "max_k": MAX_K,
             "problem": self.problem(),
         }
-
-
-def milliseconds(start: float) -> float:
-    return round(1000 * (time.perf_counter() - start), 3)
 
 
 Id = Annotated[int, InPath(ge=0, le=MAX_ID)]
@@ -319,9 +311,9 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
             return failure(503, str(error))
         return failure(500, f"the server failed ({type(error).__name__}); its log says how")
 
-    def hash_upload(content: bytes, name: str) -> tuple[np.ndarray, float]:
+    def hash_upload(content: bytes, name: str) -> tuple[str, np.ndarray, float]:
         start = time.perf_counter()
-        return student.code(read_picture(content, name)), milliseconds(start)
+        return name, student.code(read_picture(content, name)), 1000 * (time.perf_counter() - start)
 
     @app.post("/api/search", responses={200: {"model": Answer}})
     async def search(
@@ -335,8 +327,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         if (file is None) == (id is None):
             raise HTTPException(422, "send a picture as file, or the id of an indexed one: one of the two")
         if file is None:
-            name = (await to_thread(searcher.record, id)).path
-            code, took = await to_thread(index.code_of, id), 0.0
+            query = (await to_thread(searcher.record, id)).path, await to_thread(index.code_of, id), 0.0
         else:
             name = (file.filename or "picture")[:200]
             content = await file.read()
@@ -344,9 +335,8 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
                 raise HTTPException(415, f"{name}: it is empty")
             if len(content) > MAX_UPLOAD:
                 raise HTTPException(413, f"{name}: {TOO_LARGE}")
-            code, took = await hashed(hash_upload, content, name)
-        found = await to_thread(searcher.search, code, k, radius, folder)
-        return Ascii({"query": name, "hash_ms": took, **found})
+            query = await hashed(hash_upload, content, name)
+        return Ascii(await to_thread(searcher.search, query, k, radius, folder))
 
     @app.get("/api/info", responses={200: {"model": Info}})
     async def info() -> Ascii:
@@ -393,10 +383,9 @@ def serve(index: Index, student: Exported, host: str, port: int, allowed: Collec
     """Serve the page until Ctrl-C.
 
     Raises:
-        UserError: the address is taken, or the student may not ask this index.
+        UserError: the address is taken.
     """
-    if index.card is not None:
-        may_ask(student.card, index.card)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, by whoever sends it
     names = {socket.gethostname(), socket.getfqdn(), host} if not is_loopback(host) else set()
     app = make_app(index, student, names | set(allowed))
     sock = listen(host, port)

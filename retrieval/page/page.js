@@ -156,9 +156,10 @@ async function ask(asked, { count = BATCH, scroll = 0, focus = false } = {}) {
     preview(asked).catch(() => {});
     const answer = await engine.search({ ...asked, ...options() }, signal);
     if (signal.aborted) return;
-    $("title").textContent = base(answer.query);
-    $("title").title = answer.query;
-    document.title = `${base(answer.query)} – search by picture`;
+    const name = asked.file?.name ?? answer.query;
+    $("title").textContent = base(name);
+    $("title").title = name;
+    document.title = `${base(name)} – search by picture`;
     fill(answer.results, Math.max(count, BATCH));
     describe(answer);
     scrollTo(0, scroll);
