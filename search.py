@@ -83,6 +83,14 @@ def parse() -> argparse.Namespace:
         "--allow-host", nargs="+", default=[], metavar="NAME", help="names by which the server may be asked as well"
     )
 
+    options = command(site)
+    options.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where it goes")
+    options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes the queries (default: as query)")
+    options.add_argument(
+        "--ort", metavar="FOLDER", help="ONNX Runtime Web's files, or the address of some (default: npm gets them)"
+    )
+    options.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where those that npm gets are kept")
+
     options = command(info)
     options.add_argument("--json", action="store_true", help="print JSON")
 
@@ -175,6 +183,21 @@ def serve(args) -> None:
 
     with open_index(args.index) as index:
         server.serve(index, asking.model_of(index, args.student), args.host, args.port, args.allow_host)
+
+
+def site(args) -> None:
+    """Write a folder for any static host: the page, with the browser that hashes and searches."""
+    from retrieval import site as sites
+
+    sites.check_out(args.out)  # before npm is asked
+    with open_index(args.index) as index:
+        student = asking.model_of(index, args.student)
+        facts = sites.write_site(index, student, args.out, args.ort or sites.runtime(args.cache_dir))
+    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+    print(
+        f"{args.out}: {facts['pictures']:,} pictures, {size / 2**20:.1f} MiB; names, folders and thumbnails are open "
+        f"to whoever sees it. To try it: python -m http.server --bind 127.0.0.1 --directory {args.out} 8001"
+    )
 
 
 def info(args) -> None:
