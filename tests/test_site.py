@@ -69,13 +69,21 @@ def made(tmp_path_factory, ort):
 
 
 class Host(SimpleHTTPRequestHandler):
-    """A plain host of files: it gives no parts, and notes what it is asked for."""
+    """A plain host of files, which notes what it is asked for; it gives parts of them if it is told to."""
 
     asked: list
 
     def do_GET(self):
-        self.asked.append(self.path)
-        super().do_GET()
+        wanted = self.headers.get("Range") if getattr(self.server, "parts", False) else None
+        self.asked.append(f"{self.path} {wanted}" if wanted else self.path)
+        if not wanted:
+            return super().do_GET()
+        start, end = map(int, wanted.removeprefix("bytes=").split("-"))
+        content = Path(self.translate_path(self.path)).read_bytes()[start : end + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *_):
         pass
