@@ -11,22 +11,16 @@ Under torchrun every process calls these functions with the same codes, searches
 the whole's result.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numba import njit, prange
-from numba.extending import intrinsic
 from scipy.special import gammaln
 
 from retrieval.codes import hamming_topk, pack, to_array
+from retrieval.compiled import CAN_CACHE, popcount
 from utils import distributed
-
-# Compiled code is kept beside this file or in the home folder; where neither can be written, it is compiled anew.
-_HERE = Path(__file__).parent
-CAN_CACHE = any(os.access(place, os.W_OK) for place in (_HERE / "__pycache__", _HERE, os.path.expanduser("~")))
 
 DENOMINATORS = ("retrieved", "min", "total")
 TIES = ("stable", "expected")
@@ -82,16 +76,6 @@ def _words(packed: np.ndarray) -> np.ndarray:
     return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
 
 
-@intrinsic
-def _popcount(typing, word):
-    """How many bits of a uint64 are 1: one machine instruction."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return word(word), generate
-
-
 @njit(parallel=True, nogil=True, cache=CAN_CACHE)
 def count_distances(query, database, query_labels, database_labels, bins):
     """int64 [q, bins, 2]: database items by Hamming distance and by whether they share a label bit; uint64 words."""
@@ -102,7 +86,7 @@ def count_distances(query, database, query_labels, database_labels, bins):
         for i in range(len(database)):
             distance = np.uint64(0)
             for w in range(query.shape[1]):
-                distance += _popcount(query[q, w] ^ database[i, w])
+                distance += popcount(query[q, w] ^ database[i, w])
             shared = np.uint64(0)
             for w in range(query_labels.shape[1]):
                 shared |= query_labels[q, w] & database_labels[i, w]
@@ -123,7 +107,7 @@ def count_shared(query_labels, database_labels, bins):
         for i in range(len(database_labels)):
             shared = np.uint64(0)
             for w in range(query_labels.shape[1]):
-                shared += _popcount(query_labels[q, w] & database_labels[i, w])
+                shared += popcount(query_labels[q, w] & database_labels[i, w])
             counts[q, np.int64(shared)] += 1
     return counts
 

@@ -16,8 +16,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse whose refusals are a ``UserError`` of one line and whose --help shows every default."""
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=_Help)
+    def __init__(self, description: str, **more):
+        super().__init__(description=description, formatter_class=_Help, **more)
 
     def error(self, message: str):
         raise UserError(message.removeprefix("argument "))

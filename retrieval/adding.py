@@ -1,0 +1,368 @@
+"""Adding pictures to an index: which files are new or changed, and their codes, by threads that decode and hash.
+
+A file of the same size and time is taken as it was; one of another time is read, and hashed anew only if its bytes are
+new too. Bytes that are in the index already, a file that was moved or copied, are not decoded. Files that are no
+readable pictures are remembered and not tried again as long as they stay as they are.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.decode import pixels_of
+from data.tree import is_image
+from retrieval.index import Broken, Index, Row
+from utils.errors import UserError, some
+
+THUMBNAIL = 256  # pixels of the longer side, at most
+QUALITY = 80  # of its JPEG
+BATCH, SECONDS = 256, 1.0  # pictures, or time, a transaction: what a kill may cost
+AHEAD = 16  # pictures a thread that may wait for the one before them
+SAMPLE = 100  # files that a check reads
+DATED = ("JPEG", "WEBP", "TIFF")  # formats whose EXIF data Pillow reads without decoding
+FORGETTING = "if it is gone for good, forget its pictures: search.py remove --index INDEX"
+EXIF, TAKEN, WRITTEN = 0x8769, 0x9003, 0x0132  # tags
+
+
+class Model(Protocol):
+    """What hashes pictures: see ``retrieval.exported.Exported``."""
+
+    card: dict
+    folder: Path
+
+    def code(self, pixels: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass
+class Report:
+    """What an ``add`` did: numbers of pictures, and a line about each file that could not be read.
+
+    Attributes:
+        touched: of another time and the same bytes; gone: known, and no longer there; forgotten: gone, and removed;
+        still_broken: known to be broken, and unchanged; found: pictures by the folder that was named.
+    """
+
+    added: int = 0
+    unchanged: int = 0
+    touched: int = 0
+    gone: int = 0
+    forgotten: int = 0
+    still_broken: int = 0
+    broken: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    found: dict[Path, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to be looked at; known: the id of the picture at this path."""
+
+    path: str
+    known: int | None
+
+
+@dataclass(frozen=True)
+class Touched:
+    """A picture whose file has another time and the same bytes."""
+
+    id: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file or folder that can't be read now: nothing of it is changed in the index."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def add(index: Index, model: Model, roots: Sequence[Path], prune: bool = False, threads: int | None = None) -> Report:
+    """Add what is new or changed below ``roots``, which are folders or single files.
+
+    Each transaction is whole; one that is killed loses what it had not yet committed, and running it again goes on.
+    Ids follow the order of names, whatever the number of threads.
+
+    Args:
+        prune: forget pictures that are gone.
+        threads: that decode and hash, each with one picture at a time (default: the cores).
+
+    Raises:
+        UserError: no such folder; another model than that of the pictures there; ``prune`` where a root holds no
+            picture any more.
+    """
+    roots = checked(roots)
+    index.set_card(model.card, os.path.abspath(model.folder))
+    report, todo, gone = compare(index, roots)
+    if prune:
+        for root in roots:
+            if not report.found[root] and any(_is_below(folder, root) for folder in index.folders()):
+                raise UserError(f"{root}: no picture is there any more (not mounted?); {FORGETTING} {root}")
+        report.forgotten = index.remove(gone)
+    else:
+        report.gone = sum(isinstance(one, int) for one in gone)
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(todo), desc="adding", unit="img", disable=not todo) as bar:
+        for batch in batches(in_order(pool, lambda file: look(index, model, file), todo, threads * AHEAD)):
+            keep(index, batch, report)
+            bar.update(len(batch))
+    return report
+
+
+def _is_below(path: str, root: Path | str) -> bool:
+    return path == os.fspath(root) or path.startswith(os.fspath(root).rstrip("/") + "/")
+
+
+def checked(roots: Sequence[Path]) -> list[Path]:
+    """Absolute paths. UserError: one that is neither a folder nor a picture."""
+    roots = [Path(os.path.abspath(root)) for root in roots]
+    for root in roots:
+        if not root.exists():
+            raise UserError(f"{root}: no such folder (not mounted?); {FORGETTING} {root}")
+        if not root.is_dir() and not is_image(root.name):
+            raise UserError(f"{root}: neither a folder nor a picture by its name")
+    return roots
+
+
+# Which files
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is in a folder: pictures by name, size and mtime_ns, and what can't be read.
+
+    Args:
+        whole: all that is in the folder; False where a single file was asked for, or the folder can't be listed.
+    """
+
+    folder: str
+    files: list[tuple[str, int, int]]
+    problems: list[Unreadable]
+    whole: bool = True
+
+
+def listings(roots: Sequence[Path]) -> Iterator[Listing]:
+    """Of all folders below the roots, each once, in the order of names, less what is hidden; links are followed."""
+    seen: set[tuple[int, int]] = set()
+    for root in roots:
+        if root.is_dir():
+            above = {_identity(os.stat(folder)) for folder in root.parents}  # a link back up would lead to all else
+            yield from _listings_below(os.fspath(root), seen, above)
+        else:
+            state = root.stat()
+            yield Listing(os.fspath(root.parent), [(root.name, state.st_size, state.st_mtime_ns)], [], whole=False)
+
+
+def _identity(state: os.stat_result) -> tuple[int, int]:
+    return state.st_dev, state.st_ino
+
+
+def _listings_below(root: str, seen: set, above: set) -> Iterator[Listing]:
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            identity = _identity(os.stat(folder))
+            if identity in seen or identity in above:
+                continue
+            seen.add(identity)
+            with os.scandir(folder) as entries:
+                entries = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+        except OSError as error:
+            yield Listing(folder, [], [Unreadable(folder, f"can't be read ({error.strerror})")], whole=False)
+            continue
+        folders, files, problems = [], [], []
+        for entry in entries:
+            try:
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif is_image(entry.name):
+                    state = entry.stat()
+                    if not stat.S_ISREG(state.st_mode):
+                        raise OSError(errno.EINVAL, "no file")
+                    files.append((entry.name, state.st_size, state.st_mtime_ns))
+            except OSError as error:
+                problems.append(Unreadable(entry.path, f"can't be read ({error.strerror}); a link to nothing?"))
+        yield Listing(folder, files, problems)
+        waiting += reversed(folders)
+
+
+def compare(index: Index, roots: Sequence[Path]) -> tuple[Report, list[File], list[int | str]]:
+    """(report so far, files to look at, what is gone: ids of pictures, paths of broken files)."""
+    report, todo, gone = Report(found=dict.fromkeys(roots, 0)), [], []
+    broken = {file.path: (file.size, file.mtime_ns) for file in index.broken()}
+    looked, closed, found = set(), [], set()
+    with tqdm(desc="looking at files", unit="file", leave=False) as bar:
+        for here in listings(roots):
+            known = index.known(here.folder)
+            report.unreadable += map(str, here.problems)
+            for name, *state in here.files:
+                path = os.path.join(here.folder, name)
+                picture, *before = known.get(name, (None,))
+                if path in found:  # also named by itself
+                    continue
+                found.add(path)
+                if before == state:
+                    report.unchanged += 1
+                elif broken.get(path) == tuple(state):
+                    report.still_broken += 1
+                else:
+                    todo.append(File(path, picture))
+            bar.update(len(here.files))
+            for root in roots:
+                report.found[root] += len(here.files) * _is_below(here.folder, root)
+            if here.whole:
+                looked.add(here.folder)
+                names = {name for name, *_ in here.files}
+                gone += [picture for name, (picture, *_) in known.items() if name not in names]
+            elif here.problems:
+                closed.append(here.folder)
+    folders = [root for root in roots if root.is_dir()]
+
+    def lost(folder: str) -> bool:
+        """Whether a folder that was not met would have been, were it there."""
+        return any(_is_below(folder, root) for root in folders) and not any(_is_below(folder, c) for c in closed)
+
+    for folder in filter(lost, set(index.folders()) - looked):
+        gone += [picture for picture, *_ in index.known(folder).values()]
+    gone += [path for path in broken if path not in found and lost(os.path.dirname(path))]
+    return report, todo, gone
+
+
+# Their codes
+
+
+def look(index: Index, model: Model, file: File) -> Row | Touched | Broken | Unreadable:
+    """Read a file and, unless its bytes are known, decode and hash it. Called by many threads."""
+    try:
+        with open(file.path, "rb") as opened:
+            state = os.fstat(opened.fileno())
+            content = opened.read()
+    except OSError as error:
+        return Unreadable(file.path, f"can't be read ({error.strerror})")
+    digest = hashlib.sha256(content).digest()
+    if file.known is not None and index.record(file.known).digest == digest.hex():
+        return Touched(file.known, state.st_size, state.st_mtime_ns)
+    known = index.same(digest)
+    if known is None:
+        try:
+            pixels = pixels_of(io.BytesIO(content), file.path, upright=True)
+            known = model.code(pixels), thumbnail_of(pixels)
+        except UserError as error:
+            return Broken(file.path, state.st_size, state.st_mtime_ns, str(error).removeprefix(f"{file.path}: "))
+    return Row(file.path, state.st_size, state.st_mtime_ns, digest, *known, taken_at(content) or state.st_mtime)
+
+
+def thumbnail_of(pixels: np.ndarray) -> bytes:
+    """A JPEG of at most ``THUMBNAIL`` pixels a side."""
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def taken_at(content: bytes) -> float | None:
+    """When a picture was taken by its EXIF data, seconds since 1970; they tell no zone, so this machine's is meant."""
+    with (
+        contextlib.suppress(Exception),
+        Image.open(io.BytesIO(content), formats=DATED) as image,
+    ):  # EXIF may be anything
+        exif = image.getexif()
+        for text in (exif.get_ifd(EXIF).get(TAKEN), exif.get(WRITTEN)):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").timestamp()
+    return None
+
+
+def in_order(pool: ThreadPoolExecutor, work: Callable, items: Iterable, ahead: int) -> Iterator:
+    """What ``work`` makes of items, in their order; at most ``ahead`` are begun and not yet taken."""
+    waiting: deque = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def batches(results: Iterable) -> Iterator[list]:
+    """Results by ``BATCH`` or by what came in ``SECONDS``."""
+    batch, since = [], time.monotonic()
+    for result in results:
+        batch.append(result)
+        if len(batch) >= BATCH or time.monotonic() - since > SECONDS:
+            yield batch
+            batch, since = [], time.monotonic()
+    if batch:
+        yield batch
+
+
+def keep(index: Index, batch: list, report: Report) -> None:
+    """Write what came of some files, in one transaction, and count it."""
+
+    def of(kind: type) -> list:
+        return [one for one in batch if isinstance(one, kind)]
+
+    with index.transaction():
+        index.add(of(Row))
+        index.touch((one.id, one.size, one.mtime_ns) for one in of(Touched))
+        index.note_broken(of(Broken))
+    report.added += len(of(Row))
+    report.touched += len(of(Touched))
+    report.broken += [f"{one.path}: {one.reason}" for one in of(Broken)]
+    report.unreadable += map(str, of(Unreadable))
+
+
+def file_faults(index: Index, every: bool = False) -> list[str]:
+    """Pictures whose files are gone or have changed; the bytes of a sample are hashed, or of ``every`` file."""
+    ids, _ = index.codes()
+    sample = ids if every else np.random.RandomState(0).choice(ids, min(len(ids), SAMPLE), replace=False)
+    gone, changed, other = [], [], []
+    hashed = set(sample.tolist())
+    for start in tqdm(range(0, len(ids), 1024), "comparing files", unit_scale=1024, unit="img", leave=False):
+        for record in index.records(ids[start : start + 1024].tolist()):
+            try:
+                state = os.stat(record.path)
+                if (state.st_size, state.st_mtime_ns) != (record.size, record.mtime_ns):
+                    changed.append(record.path)
+                elif record.id in hashed and _digest(record.path) != record.digest:
+                    other.append(record.path)
+            except OSError:
+                gone.append(record.path)
+    return [
+        f"{len(paths):,} {what}: {some(paths)}"
+        for paths, what in (
+            (gone, "files are gone or can't be read; search.py add --prune forgets those gone"),
+            (changed, "files have another size or time than when they were added; search.py add looks at them again"),
+            (other, "files have other bytes than when they were added, at the same size and time; touch and add them"),
+        )
+        if paths
+    ]
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,79 @@
+"""Asking an index with pictures: by which exported model, and the answer as plain values, the same for every client."""
+
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from data.decode import pixels_of
+from retrieval.exported import Exported, may_ask
+from retrieval.index import Filters, Hit, Index
+from utils.errors import UserError
+
+
+def model_of(index: Index, student: Path | None = None) -> Exported:
+    """The exported model that queries are hashed by: the one named, or the one that hashed the index.
+
+    Raises:
+        UserError: the index is empty, or that model can't ask it.
+    """
+    card = index.card
+    if card is None:
+        raise UserError(f"{index.path}: holds no picture yet; add some: search.py add")
+    if student is None:
+        if index.student is None:
+            raise UserError(f"{index.path}: does not say where its model lies; name it by --student")
+        try:
+            model = Exported(Path(index.student))
+        except UserError as error:
+            raise UserError(f"{error} (it hashed this index; name it, or a student of it, by --student)") from None
+        if model.hash != card["model_sha256"]:
+            raise UserError(
+                f"{index.student}: holds another model by now than the one that hashed this index "
+                f"({model.hash[:12]}, not {card['model_sha256'][:12]}); name that one, or a student of it, by --student"
+            )
+        return model
+    model = Exported(student)
+    may_ask(model.card, card)
+    return model
+
+
+def hashed(model: Exported, file: Path | BinaryIO, name: str | None = None) -> tuple[np.ndarray, float]:
+    """(code uint8 [w], milliseconds that reading and hashing took). UserError: no readable picture."""
+    start = time.perf_counter()
+    code = model.code(pixels_of(file, name, upright=True))
+    return code, 1000 * (time.perf_counter() - start)
+
+
+def answers(
+    index: Index,
+    queries: list[tuple[str, np.ndarray, float]],
+    k: int,
+    radius: int | None = None,
+    where: Filters = Filters(),
+    unique: bool = False,
+) -> list[dict]:
+    """What ``search.py query --json`` prints: one object a query; several share the time of one search evenly.
+
+    Args:
+        queries: (name, code, milliseconds that hashing took) of each.
+    """
+    start = time.perf_counter()
+    found = index.search(np.stack([code for _, code, _ in queries]), k, radius, where, unique)
+    milliseconds = 1000 * (time.perf_counter() - start) / len(queries)
+    searched = index.count(where)
+    return [
+        {
+            "query": name,
+            "hash_ms": round(hash_ms, 3),
+            "search_ms": round(milliseconds, 3),
+            "searched": searched,
+            "results": [result(rank, hit) for rank, hit in enumerate(hits, 1)],
+        }
+        for (name, _, hash_ms), hits in zip(queries, found, strict=True)
+    ]
+
+
+def result(rank: int, hit: Hit) -> dict:
+    return {"rank": rank, "path": hit.path, "distance": hit.distance, "id": hit.id}

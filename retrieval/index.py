@@ -1,0 +1,696 @@
+"""The index of a search: paths, sizes, times, content hashes, thumbnails and codes of pictures in one SQLite file.
+
+One process writes, any number read meanwhile and see each transaction at once (SQLite's WAL mode). The codes lie in
+blocks of ``BLOCK`` ids, with a checksum each, and are read into memory by the first search; later only blocks that
+have changed are. Nothing is written by a search.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+import urllib.parse
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.scan import BLOCK, Block, Snapshot, nearest
+from utils.errors import UserError, first_line
+
+FORMAT = 1
+APPLICATION = 0x42524344  # in the file's header: whose SQLite file it is
+CACHE = 32768  # KiB of the file, at most, that a process keeps in memory beside the codes
+SELECTIONS = 4  # filters whose selections are kept
+SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, label BLOB);
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice
+    folder INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    digest BLOB NOT NULL, taken REAL NOT NULL, added REAL NOT NULL,
+    UNIQUE (folder, name)
+);
+CREATE INDEX pictures_digest ON pictures (digest);
+CREATE INDEX pictures_taken ON pictures (taken);
+CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
+CREATE TABLE blocks (
+    number INTEGER PRIMARY KEY, version INTEGER NOT NULL, pictures INTEGER NOT NULL,
+    places BLOB NOT NULL, codes BLOB NOT NULL, checksum INTEGER NOT NULL
+);
+CREATE INDEX blocks_version ON blocks (version);
+CREATE TABLE broken (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO facts VALUES ('version', 0);
+"""
+BY_PATH = "SELECT p.id FROM folders AS f JOIN pictures AS p ON p.folder = f.id"
+OF_IDS = "FROM json_each(?) AS j CROSS JOIN pictures AS p ON p.id = j.value JOIN folders AS f ON f.id = p.folder"
+BLOCKS = "SELECT number, pictures, places, codes, checksum FROM blocks WHERE"
+WRONG = {
+    "pictures WHERE folder NOT IN (SELECT id FROM folders)": "pictures lie in no folder",
+    "pictures WHERE length(digest) <> 32": "pictures have no content hash",
+    "pictures WHERE id NOT IN (SELECT id FROM thumbnails)": "pictures have no thumbnail",
+    "thumbnails WHERE id NOT IN (SELECT id FROM pictures)": "thumbnails are of no picture",
+    "thumbnails WHERE length(jpeg) > 0 AND substr(jpeg, 1, 2) <> x'ffd8'": "thumbnails are no JPEG",
+}
+REFUSALS = {
+    "SQLITE_FULL": "no space is left on the disk; free some: what was added before is kept",
+    "SQLITE_READONLY": "it can't be written; change its permissions and its folder's",
+    "SQLITE_CANTOPEN": "it can't be opened; it and its folder must be readable, and writable while somebody adds",
+    "SQLITE_PERM": "permission denied",
+    "SQLITE_BUSY": "another process is at work there; wait for its end",
+    "SQLITE_IOERR": "the disk can't be read or written",
+    "SQLITE_CORRUPT": "damaged; put a copy in its place, or add your pictures to a new index",
+    "SQLITE_NOTADB": "no index, or a damaged one (not a SQLite file)",
+}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which pictures are searched: all that every given condition holds for.
+
+    Args:
+        folder: they lie in it or below it.
+        label: name of the folder that they lie in.
+        after, before: when they were taken, seconds since 1970; from ``after`` on, and earlier than ``before``.
+    """
+
+    folder: str | None = None
+    label: str | None = None
+    after: float | None = None
+    before: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A picture that was found, ``distance`` bits away."""
+
+    id: int
+    path: str
+    distance: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a picture; label: name of its folder, taken and added: seconds since 1970."""
+
+    id: int
+    path: str
+    size: int
+    mtime_ns: int
+    digest: str
+    label: str | None
+    added: float
+    taken: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture to be added: code uint8 [w], digest: SHA-256 of the file, thumbnail: JPEG (b"" for none)."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: bytes
+    code: np.ndarray
+    thumbnail: bytes
+    taken: float
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A file that is no readable picture, and is not tried again as long as its size and time stay."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    reason: str
+
+
+class Index:
+    """An index on disk. Paths are absolute and may be of any bytes (surrogateescape).
+
+    Ids are never used twice, and their order is the order added. Methods may be called from any thread.
+
+    Args:
+        path: the file.
+        write: also change it: it is made where there is none. One process may, at a time.
+
+    Raises:
+        UserError: no index there, one of a newer version, a damaged one, another process is writing; any method may
+            say so of a damaged file or a full disk.
+    """
+
+    def __init__(self, path: Path, write: bool = False):
+        self.path = Path(os.path.abspath(path))
+        self._lock, self._held, self._seen, self._snapshot = threading.RLock(), None, None, None
+        if self.path.is_dir():
+            raise UserError(f"{path}: a folder; --index takes the index's file")
+        if write:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._held = _held_alone(self.path)
+        elif not self.path.exists():
+            raise UserError(f"{path}: no such index; make one: search.py add --index {path} --student EXPORT FOLDER")
+        try:
+            self._con = self._opened(write)
+            self._check_format(write)
+        except BaseException:
+            self.close()
+            raise
+
+    def _opened(self, write: bool) -> sqlite3.Connection:
+        where = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={'rwc' if write else 'rw'}"
+        if not write and not os.access(self.path.parent, os.W_OK) and not self._log().exists():
+            where += "&immutable=1"  # readers share a file beside it; where none can be made nobody writes either
+        self._con = None
+        with self._asking():
+            con = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+            con.execute(f"PRAGMA query_only = {int(not write)}")
+            con.execute(f"PRAGMA cache_size = -{CACHE}")
+            return con
+
+    def _log(self) -> Path:
+        return self.path.with_name(self.path.name + "-wal")
+
+    def _check_format(self, write: bool) -> None:
+        with self._asking() as con:
+            if write and not con.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                if con.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+                    raise UserError(f"{self.path}: can't be shared by processes there; put it on a local disk")
+                con.executescript(
+                    f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; COMMIT;"
+                )
+            application, version = (
+                con.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+            )
+        if application != APPLICATION:
+            raise UserError(f"{self.path}: a SQLite file, but no index of pictures; name another by --index")
+        if version > FORMAT:
+            raise UserError(
+                f"{self.path}: made by a newer version of this program (format {version}, this one knows {FORMAT}); "
+                "update it, or add your pictures to a new index"
+            )
+
+    def close(self) -> None:
+        if self._con is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._con.close()
+        if self._held is not None:
+            self._held.close()
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[sqlite3.Connection]:
+        """The connection, one thread at a time; what SQLite refuses is one line."""
+        with self._lock:
+            try:
+                yield self._con
+            except sqlite3.Error as error:
+                name = getattr(error, "sqlite_errorname", "")
+                for kind, what in REFUSALS.items():
+                    if name.startswith(kind):
+                        raise UserError(f"{self.path}: {what} ({first_line(error)})") from None
+                raise
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside is written as a whole or not at all."""
+        with self._asking() as con:
+            if con.in_transaction:
+                yield
+                return
+            con.execute("BEGIN IMMEDIATE")
+            try:
+                con.execute("UPDATE facts SET value = value + 1 WHERE name = 'version'")
+                yield
+                con.execute("COMMIT")
+            except BaseException:
+                self._snapshot = None  # it may have been of what is not kept
+                with contextlib.suppress(sqlite3.Error):
+                    con.execute("ROLLBACK")
+                raise
+            finally:
+                self._seen = None  # SQLite's data_version counts what others write
+
+    def _fact(self, name: str):
+        with self._asking() as con:
+            row = con.execute("SELECT value FROM facts WHERE name = ?", [name]).fetchone()
+        return row and row[0]
+
+    # The model
+
+    @property
+    def card(self) -> dict | None:
+        """The card of the exported model that hashed the pictures; None where there is none yet."""
+        text = self._fact("card")
+        return json.loads(text) if text else None
+
+    @property
+    def student(self) -> str | None:
+        """The folder that the exported model lay in."""
+        folder = self._fact("student")
+        return os.fsdecode(folder) if folder else None
+
+    @property
+    def bits(self) -> int:
+        card = self.card
+        return card["bits"] if card else 0
+
+    @property
+    def width(self) -> int:
+        """Bytes a code."""
+        return -(-self.bits // 8)
+
+    def set_card(self, card: dict, student: str | None = None) -> None:
+        """Say which model hashes the pictures, and where it lies.
+
+        Raises:
+            UserError: another one has hashed those that are here.
+        """
+        known = self.card
+        if len(self) and known["model_sha256"] != card["model_sha256"]:
+            raise UserError(
+                f"{self.path}: its {len(self):,} pictures were hashed by another model ({named(known)}; this one is "
+                f"{named(card)}); codes of two models can't be compared: name that one, or make a new index"
+            )
+        with self.transaction():
+            facts = {"card": json.dumps(card), "student": os.fsencode(student) if student else None}
+            self._con.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
+
+    # Searching
+
+    def __len__(self) -> int:
+        with self._asking() as con:
+            return con.execute("SELECT coalesce(sum(pictures), 0) FROM blocks").fetchone()[0]
+
+    def _now(self) -> Snapshot:
+        """The codes as they are; read again where a transaction has changed them."""
+        with self._asking() as con:
+            seen = con.execute("PRAGMA data_version").fetchone()[0]
+            if seen != self._seen:
+                self._snapshot = self._read_codes(con)
+                self._seen = seen
+            return self._snapshot
+
+    def _read_codes(self, con: sqlite3.Connection) -> Snapshot:
+        inside = con.in_transaction
+        if not inside:
+            con.execute("BEGIN")  # one state for all that is read
+        try:
+            version, width, known = self._fact("version"), self.width, self._snapshot
+            if known is not None and known.codes.shape[1] != width:  # emptied, and of another model now
+                known = None
+            rows = con.execute(f"{BLOCKS} version > ? ORDER BY number", [-1 if known is None else known.version])
+            blocks = (self._block(row, width) for row in rows)
+            if known is None:
+                snapshot = Snapshot(blocks, len(self), width)
+            else:
+                blocks = list(blocks)
+                snapshot = known.changed(blocks) if blocks else known
+            snapshot.version = version
+            return snapshot
+        finally:
+            if not inside:
+                con.execute("COMMIT")
+
+    def _block(self, row: tuple, width: int) -> Block:
+        number, pictures, places, codes, checksum = row
+        if (len(places), len(codes)) != (2 * pictures, width * pictures) or zlib.crc32(
+            codes, zlib.crc32(places)
+        ) != checksum:
+            raise UserError(
+                f"{self.path}: damaged (codes of ids from {number * BLOCK}); put a copy in its place, or add your "
+                "pictures to a new index"
+            )
+        return number, np.frombuffer(places, "<u2"), np.frombuffer(codes, np.uint8).reshape(-1, width)
+
+    def _selection(self, snapshot: Snapshot, where: Filters) -> tuple[np.ndarray | None, np.ndarray]:
+        """(rows or None for all, their codes) that a filter lets through."""
+        if where == Filters():
+            return None, snapshot.codes
+        with self._asking() as con:
+            kept = snapshot.selections
+            if where not in kept:
+                condition, values = _condition(where)
+                ids = con.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY id", values)
+                rows = snapshot.rows(np.fromiter((i for (i,) in ids), np.int64))
+                if len(kept) >= SELECTIONS:
+                    del kept[next(iter(kept))]
+                kept[where] = rows, np.ascontiguousarray(snapshot.codes[rows])
+            return kept[where]
+
+    def count(self, where: Filters = Filters()) -> int:
+        """How many pictures a search with these filters looks at."""
+        return len(self._selection(self._now(), where)[1])
+
+    def nearest(self, codes: np.ndarray, k: int, where: Filters = Filters()) -> tuple[np.ndarray, np.ndarray]:
+        """(distances int32, ids int64) [q, min(k, pictures)] of the nearest, ascending; ties in the order added."""
+        return self._nearest(self._now(), codes, k, where)
+
+    def _nearest(self, snapshot: Snapshot, codes, k: int, where: Filters) -> tuple[np.ndarray, np.ndarray]:
+        rows, database = self._selection(snapshot, where)
+        codes = np.ascontiguousarray(codes)
+        if codes.dtype != np.uint8 or codes.ndim != 2 or (len(database) and codes.shape[1] != database.shape[1]):
+            raise ValueError(f"codes must be uint8 [q, {database.shape[1]}], not {codes.dtype} {list(codes.shape)}")
+        distances, at = nearest(codes, database, min(k, len(database)))
+        return distances, snapshot.ids(at if rows is None else rows[at])
+
+    def search(
+        self, codes: np.ndarray, k: int, radius: int | None = None, where: Filters = Filters(), unique: bool = False
+    ) -> list[list[Hit]]:
+        """The k nearest pictures of every code, nearest first; ties in the order added. Exact.
+
+        Args:
+            codes: packed, uint8 [q, w]; all are searched together, by all threads.
+            k: at most so many.
+            radius: only those at most so many bits away.
+            where: only these pictures.
+            unique: of files with the same bytes only the one added first.
+        """
+        before = None
+        while (snapshot := self._now()) is not before:
+            hits = self._search(snapshot, codes, k, radius, where, unique)
+            if hits is not None:
+                return hits
+            before = snapshot
+        raise UserError(f"{self.path}: damaged (it has codes of pictures that it does not know); see search.py check")
+
+    def _search(self, snapshot: Snapshot, codes, k, radius, where, unique) -> list[list[Hit]] | None:
+        """None where a picture that was found is no longer there, so that there is something newer to search."""
+        wanted = k
+        while True:
+            distances, ids = self._nearest(snapshot, codes, wanted, where)
+            facts = self._facts(ids[0] if len(ids) == 1 else np.unique(ids))
+            lists = []
+            for row, row_ids in zip(distances, ids.tolist(), strict=True):
+                if radius is not None:
+                    row = row[: np.searchsorted(row, radius, side="right")]
+                found = zip(row_ids, row.tolist(), strict=False)
+                try:
+                    lists.append(self._hits(found, facts, unique))
+                except KeyError:
+                    return None
+            whole = ids.shape[1] < wanted or (radius is not None and (distances[:, -1:] > radius).all())
+            if not unique or whole or all(len(hits) >= k for hits in lists):
+                return [hits[:k] for hits in lists]
+            wanted *= 4  # copies have taken places
+
+    @staticmethod
+    def _hits(found: Iterable[tuple[int, int]], facts: dict[int, tuple[str, bytes]], unique: bool) -> list[Hit]:
+        if not unique:
+            return [Hit(i, facts[i][0], distance) for i, distance in found]
+        first: dict[bytes, Hit] = {}
+        for i, distance in found:
+            path, digest = facts[i]
+            first.setdefault(digest, Hit(i, path, distance))
+        return list(first.values())
+
+    def _facts(self, ids: np.ndarray) -> dict[int, tuple[str, bytes]]:
+        """(path, digest) of those ids that are there."""
+        with self._asking() as con:
+            rows = con.execute(f"SELECT p.id, f.path, p.name, p.digest {OF_IDS}", [json.dumps(ids.tolist())]).fetchall()
+        return {i: (_joined(folder, name), digest) for i, folder, name, digest in rows}
+
+    # What is known of pictures
+
+    def records(self, ids: Sequence[int]) -> list[Record]:
+        """What is known of pictures.
+
+        Raises:
+            KeyError: one that is not there.
+        """
+        with self._asking() as con:
+            rows = con.execute(
+                f"SELECT p.id, f.path, p.name, p.size, p.mtime_ns, p.digest, f.label, p.added, p.taken {OF_IDS}",
+                [json.dumps(list(map(int, ids)))],
+            ).fetchall()
+        known = {
+            row[0]: Record(row[0], _joined(row[1], row[2]), row[3], row[4], row[5].hex(), _text(row[6]), row[7], row[8])
+            for row in rows
+        }
+        return [known[i] for i in ids]
+
+    def record(self, picture: int) -> Record:
+        """As ``records``, of one."""
+        return self.records([picture])[0]
+
+    def thumbnail(self, picture: int) -> bytes:
+        """A JPEG of at most ``retrieval.adding.THUMBNAIL`` pixels a side. KeyError: not there."""
+        with self._asking() as con:
+            row = con.execute("SELECT jpeg FROM thumbnails WHERE id = ?", [int(picture)]).fetchone()
+        if row is None:
+            raise KeyError(picture)
+        return row[0]
+
+    def code_of(self, picture: int) -> np.ndarray:
+        """uint8 [w]. KeyError: not there."""
+        with self._asking() as con:
+            row = con.execute(f"{BLOCKS} number = ?", [int(picture) // BLOCK]).fetchone()
+            if row is not None:
+                _, places, codes = self._block(row, self.width)
+                at = np.flatnonzero(places == picture % BLOCK)
+                if len(at):
+                    return codes[at[0]]
+        raise KeyError(picture)
+
+    def codes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int64 [n], codes uint8 [n, w]) in the order added."""
+        snapshot = self._now()
+        return snapshot.ids(np.arange(len(snapshot))), snapshot.codes
+
+    def folders(self) -> list[str]:
+        """Folders that pictures lie in, sorted."""
+        with self._asking() as con:
+            return [os.fsdecode(path) for (path,) in con.execute("SELECT path FROM folders ORDER BY path")]
+
+    def broken(self) -> list[Broken]:
+        """Files that are no readable pictures, sorted by path."""
+        with self._asking() as con:
+            rows = con.execute("SELECT path, size, mtime_ns, reason FROM broken ORDER BY path").fetchall()
+        return [Broken(os.fsdecode(path), *more) for path, *more in rows]
+
+    def known(self, folder: str) -> dict[str, tuple[int, int, int]]:
+        """(id, size, mtime_ns) by name of the pictures that lie right in a folder."""
+        with self._asking() as con:
+            rows = con.execute(
+                "SELECT name, id, size, mtime_ns FROM pictures WHERE folder = (SELECT id FROM folders WHERE path = ?)",
+                [os.fsencode(folder)],
+            ).fetchall()
+        return {os.fsdecode(name): tuple(more) for name, *more in rows}
+
+    def same(self, digest: bytes) -> tuple[np.ndarray, bytes] | None:
+        """(code, thumbnail) of a picture with these bytes, if there is one."""
+        with self._asking() as con:
+            row = con.execute("SELECT id FROM pictures WHERE digest = ? LIMIT 1", [digest]).fetchone()
+            return row and (self.code_of(row[0]), self.thumbnail(row[0]))
+
+    def info(self) -> dict:
+        """What is in it, as plain values."""
+        with self._asking() as con:
+            folders, broken = (con.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("folders", "broken"))
+        return {
+            "index": str(self.path),
+            "format": FORMAT,
+            "pictures": len(self),
+            "folders": folders,
+            "broken": broken,
+            "bits": self.bits,
+            "model": self.card,
+            "student": self.student,
+            "bytes": sum(f.stat().st_size for f in (self.path, self._log()) if f.exists()),
+        }
+
+    def faults(self) -> list[str]:
+        """What is wrong with the index in itself, a line each."""
+        try:
+            with self._asking() as con:
+                found = [row[0] for row in con.execute("PRAGMA integrity_check(5)")]
+                return [first_line(line) for line in found if line != "ok"] or self._wrong_rows(con)
+        except UserError as error:
+            return [str(error)]
+
+    def _wrong_rows(self, con: sqlite3.Connection) -> list[str]:
+        counts = [(con.execute(f"SELECT count(*) FROM {sql}").fetchone()[0], what) for sql, what in WRONG.items()]
+        faults = [f"{count:,} {what}" for count, what in counts if count]
+        width, spare = self.width, -self.bits % 8
+        for row in con.execute(f"{BLOCKS} 1 ORDER BY number"):
+            number, places, codes = self._block(row, width)
+            first = number * BLOCK
+            ids = con.execute(
+                "SELECT id FROM pictures WHERE id BETWEEN ? AND ? ORDER BY id", [first, first + BLOCK - 1]
+            )
+            if [i - first for (i,) in ids] != places.tolist():
+                faults.append(f"ids from {first}: pictures and codes are not of the same ids")
+            if spare and len(codes) and (codes[:, -1] & (1 << spare) - 1).any():
+                faults.append(f"ids from {first}: codes of more than {self.bits} bits")
+        known = con.execute("SELECT count(*) FROM pictures").fetchone()[0]
+        if known != len(self):
+            faults.append(f"{known:,} pictures, {len(self):,} codes")
+        if known and not self.bits:
+            faults.append("it does not say which model hashed it")
+        return faults
+
+    # Writing; each method is a transaction
+
+    def add(self, rows: Sequence[Row]) -> list[int]:
+        """Add pictures, in this order; returns their ids. One whose path is there already takes its place, by a new id.
+
+        Raises:
+            ValueError: a code of another width than the card's, or a path given twice.
+        """
+        if not rows:
+            return []
+        codes = np.array([row.code for row in rows], np.uint8)
+        if codes.shape[1] != self.width or len({row.path for row in rows}) < len(rows):
+            raise ValueError(f"codes of {codes.shape[1]} bytes for an index of {self.width}, or a path given twice")
+        with self.transaction():
+            con, now, folders = self._con, time.time(), {}
+            split = [os.path.split(os.fsencode(row.path)) for row in rows]
+            before = [con.execute(f"{BY_PATH} WHERE f.path = ? AND p.name = ?", names).fetchone() for names in split]
+            self._forget([found[0] for found in before if found])
+            for folder in {folder for folder, _ in split}:
+                con.execute(
+                    "INSERT OR IGNORE INTO folders (path, label) VALUES (?, ?)",
+                    [folder, os.path.basename(folder) or None],
+                )
+                folders[folder] = con.execute("SELECT id FROM folders WHERE path = ?", [folder]).fetchone()[0]
+            last = con.execute("SELECT seq FROM sqlite_sequence WHERE name = 'pictures'").fetchone()
+            ids = range(first := last[0] + 1 if last else 1, first + len(rows))
+            con.executemany(
+                "INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (i, folders[folder], name, row.size, row.mtime_ns, row.digest, row.taken, now)
+                    for i, (folder, name), row in zip(ids, split, rows, strict=True)
+                ),
+            )
+            con.executemany(
+                "INSERT INTO thumbnails VALUES (?, ?)", ((i, row.thumbnail) for i, row in zip(ids, rows, strict=True))
+            )
+            con.executemany("DELETE FROM broken WHERE path = ?", ([os.fsencode(row.path)] for row in rows))
+            self._write_codes(np.arange(ids.start, ids.stop), codes)
+        return list(ids)
+
+    def touch(self, stats: Iterable[tuple[int, int, int]]) -> None:
+        """(id, size, mtime_ns) of pictures whose file has another time and the same bytes."""
+        with self.transaction():
+            self._con.executemany("UPDATE pictures SET size = ?2, mtime_ns = ?3 WHERE id = ?1", list(stats))
+
+    def note_broken(self, files: Collection[Broken]) -> None:
+        """Remember files that are no readable pictures; a picture that was read there before is forgotten."""
+        with self.transaction():
+            self.remove([file.path for file in files])
+            self._con.executemany(
+                "INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?)",
+                [(os.fsencode(f.path), f.size, f.mtime_ns, f.reason) for f in files],
+            )
+
+    def remove(self, which: Iterable[int | str]) -> int:
+        """Forget pictures by id or path, or all that lie below a folder; returns how many were there."""
+        with self.transaction():
+            ids = set()
+            for one in which:
+                if isinstance(one, str):
+                    path = os.fsencode(one)
+                    condition, values = _below("f.path", path)
+                    for sql, given in ((condition, values), ("f.path = ? AND p.name = ?", os.path.split(path))):
+                        ids |= {i for (i,) in self._con.execute(f"{BY_PATH} WHERE {sql}", given)}
+                    condition, values = _below("path", path)
+                    self._con.execute(f"DELETE FROM broken WHERE {condition}", values)
+                else:
+                    ids |= {i for (i,) in self._con.execute("SELECT id FROM pictures WHERE id = ?", [int(one)])}
+            self._forget(sorted(ids))
+        return len(ids)
+
+    def _forget(self, ids: Sequence[int]) -> None:
+        if not ids:
+            return
+        for table in ("pictures", "thumbnails"):
+            self._con.executemany(f"DELETE FROM {table} WHERE id = ?", ([i] for i in ids))
+        self._con.execute(
+            "DELETE FROM folders WHERE NOT EXISTS (SELECT 1 FROM pictures WHERE pictures.folder = folders.id)"
+        )
+        ids = np.array(ids)
+        for number in np.unique(ids // BLOCK).tolist():
+            _, places, codes = self._stored_block(number)
+            kept = ~np.isin(places, ids[ids // BLOCK == number] % BLOCK)
+            self._write_block(number, places[kept], codes[kept])
+
+    def _write_codes(self, ids: np.ndarray, codes: np.ndarray) -> None:
+        """Codes of new ids, ascending and greater than all before."""
+        for number in np.unique(ids // BLOCK).tolist():
+            here = ids // BLOCK == number
+            _, places, known = self._stored_block(number)
+            self._write_block(number, np.concatenate([places, ids[here] % BLOCK]), np.concatenate([known, codes[here]]))
+
+    def _stored_block(self, number: int) -> Block:
+        row = self._con.execute(f"{BLOCKS} number = ?", [number]).fetchone()
+        return self._block(row or (number, 0, b"", b"", 0), self.width)
+
+    def _write_block(self, number: int, places: np.ndarray, codes: np.ndarray) -> None:
+        self._seen = None
+        places, codes = places.astype("<u2").tobytes(), codes.tobytes()
+        self._con.execute(
+            "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
+            [number, self._fact("version"), len(places) // 2, places, codes, zlib.crc32(codes, zlib.crc32(places))],
+        )
+
+
+def named(card: dict) -> str:
+    """A model in a few words."""
+    return f"{card['role']} {card['backbone']}, {card['method']}, {card['bits']} bits, {card['model_sha256'][:12]}"
+
+
+def _held_alone(path: Path):
+    """The writer's lock, held as long as what is returned is open, and no longer than this process."""
+    file = open(f"{path}.lock", "w")  # noqa: SIM115  (open as long as it is held)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        raise UserError(f"{path}: another process is adding to it or removing; wait for its end") from None
+    return file
+
+
+def _below(column: str, folder: bytes) -> tuple[str, list]:
+    """SQL for paths that are ``folder`` or lie below it."""
+    folder = folder.rstrip(b"/")
+    return f"({column} = ? OR ({column} > ? AND {column} < ?))", [folder or b"/", folder + b"/", folder + b"0"]
+
+
+def _condition(where: Filters) -> tuple[str, list]:
+    """SQL for the pictures that a filter lets through."""
+    conditions, values = ["1"], []
+    if where.folder is not None:
+        below, paths = _below("path", os.fsencode(where.folder))
+        conditions.append(f"folder IN (SELECT id FROM folders WHERE {below})")
+        values += paths
+    if where.label is not None:
+        conditions.append("folder IN (SELECT id FROM folders WHERE label = ?)")
+        values.append(os.fsencode(where.label))
+    if where.after is not None:
+        conditions.append("taken >= ?")
+        values.append(where.after)
+    if where.before is not None:
+        conditions.append("taken < ?")
+        values.append(where.before)
+    return " AND ".join(conditions), values
+
+
+def _joined(folder: bytes, name: bytes) -> str:
+    return os.fsdecode(folder + name if folder.endswith(b"/") else folder + b"/" + name)
+
+
+def _text(label: bytes | None) -> str | None:
+    return None if label is None else os.fsdecode(label)

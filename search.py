@@ -1,0 +1,282 @@
+"""Search pictures by pictures: an index of folders, hashed by an exported model, asked on the command line.
+
+python search.py add --index my.index --student EXPORT FOLDER...
+python search.py query --index my.index PICTURE... -k 20
+python search.py serve --index my.index
+"""
+
+from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.decode import pixels_of
+from retrieval import adding, asking, montage
+from retrieval.exported import Exported
+from retrieval.index import Filters, Index
+from retrieval.index import named as called
+from utils.errors import UserError, some
+from utils.files import written_aside
+from utils.options import Parser, named, whole
+
+NAMED = 5  # files that could not be read, of which each is named; info names all
+EXPORTS = (".npz", ".parquet")
+PART = 65536  # pictures a part of a Parquet file
+
+
+def open_index(name: str, write: bool = False) -> Index:
+    """The one place that opens what --index names."""
+    return Index(Path(name), write)
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(__doc__.splitlines()[0])
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def command(run: Callable[[argparse.Namespace], None]) -> Parser:
+        """The options of a command, which is called what its function is."""
+        text = run.__doc__.splitlines()[0]
+        options = commands.add_parser(run.__name__.replace("_", "-"), description=text, help=text)
+        options.add_argument("--index", required=True, metavar="FILE", help="the index")
+        options.set_defaults(run=run)
+        return options
+
+    options = command(add)
+    options.add_argument(
+        "roots", nargs="+", type=Path, metavar="FOLDER", help="with all pictures below it; or a picture"
+    )
+    options.add_argument(
+        "--student", type=Path, required=True, metavar="EXPORT", help="what hashes them: a folder of export.py"
+    )
+    options.add_argument("--prune", action="store_true", help="forget pictures that are gone")
+    options.add_argument("--threads", type=whole(1), help="that decode and hash (default: the cores)")
+
+    options = command(query)
+    options.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    options.add_argument(
+        "--student", type=Path, metavar="EXPORT", help="what hashes the queries (default: what hashed the index)"
+    )
+    options.add_argument("-k", type=whole(1), default=20, help="nearest pictures that are shown")
+    options.add_argument(
+        "--radius", type=whole(0), metavar="BITS", help="of these only those at most so many bits away"
+    )
+    options.add_argument("--within", type=Path, metavar="FOLDER", help="only pictures in it or below it")
+    options.add_argument("--label", help="only pictures in folders of this name")
+    options.add_argument("--after", type=moment, metavar="DATE", help="only pictures taken then or later: 2024-05-31")
+    options.add_argument("--before", type=moment, metavar="DATE", help="only pictures taken earlier")
+    options.add_argument("--unique", action="store_true", help="of files with the same bytes only the first added")
+    options.add_argument("--json", action="store_true", help="print JSON, one object a query")
+    options.add_argument("--montage", type=picture_file, metavar="FILE.png", help="draw queries and hits")
+
+    options = command(serve)
+    options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes the queries (default: as query)")
+    options.add_argument("--host", type=named, default="127.0.0.1", help="address to serve on; 0.0.0.0: every one")
+    options.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any that is free")
+    options.add_argument(
+        "--allow-host", nargs="+", default=[], metavar="NAME", help="names by which the server may be asked as well"
+    )
+
+    options = command(site)
+    options.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where it goes")
+    options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes the queries (default: as query)")
+    options.add_argument(
+        "--ort", metavar="FOLDER", help="ONNX Runtime Web's files, or the address of some (default: npm gets them)"
+    )
+    options.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where those that npm gets are kept")
+
+    options = command(info)
+    options.add_argument("--json", action="store_true", help="print JSON")
+
+    options = command(check)
+    options.add_argument("--files", action="store_true", help=f"read every file, not a sample of {adding.SAMPLE}")
+
+    options = command(export_codes)
+    options.add_argument(
+        "--out", type=codes_file, required=True, metavar="FILE", help=f"ends in {' or '.join(EXPORTS)}"
+    )
+
+    options = command(remove)
+    options.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="of a picture, or a folder with all below it"
+    )
+    return parser.parse_args()
+
+
+def moment(text: str) -> float:
+    """Type of an option that is a date or a time, of this machine's zone unless it says another."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"'{text}' is no date; write 2024-05-31 or 2024-05-31T18:00") from None
+
+
+def picture_file(text: str) -> Path:
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"'{text}' does not end in .png")
+    return Path(text)
+
+
+def codes_file(text: str) -> Path:
+    if not text.endswith(EXPORTS):
+        raise argparse.ArgumentTypeError(f"'{text}' does not end in {' or '.join(EXPORTS)}")
+    return Path(text)
+
+
+def absolute(path: Path) -> str:
+    return os.path.abspath(path)
+
+
+def add(args) -> None:
+    """Add pictures that are new or changed."""
+    model, roots = Exported(args.student), adding.checked(args.roots)  # before an index is made
+    with open_index(args.index, write=True) as index:
+        report = adding.add(index, model, roots, args.prune, args.threads)
+        total = len(index)
+    for what, lines in (("no readable pictures", report.broken), ("could not be read", report.unreadable)):
+        if lines:
+            print(f"{len(lines):,} files {what}: {some(lines, NAMED)}")
+    counts = {
+        "added": report.added,
+        "unchanged": report.unchanged + report.touched,
+        "no readable pictures, as before": report.still_broken,
+        "gone (--prune forgets them)": report.gone,
+        "gone and forgotten": report.forgotten,
+    }
+    shown = [f"{count:,} {what}" for what, count in counts.items() if count or what == "added"]
+    print(f"{args.index}: {', '.join(shown)}; {total:,} pictures")
+
+
+def query(args) -> None:
+    """Find the nearest of every picture."""
+    where = Filters(args.within and absolute(args.within), args.label, args.after, args.before)
+    with open_index(args.index) as index:
+        model = asking.model_of(index, args.student)
+        if not index.count(where):
+            raise UserError(f"{args.index}: no picture of it is left by --within, --label, --after and --before")
+        asked = [(os.fspath(path), *asking.hashed(model, path)) for path in args.pictures]
+        answers = asking.answers(index, asked, args.k, args.radius, where, args.unique)
+        if args.montage:
+            pictures = (Image.fromarray(pixels_of(path, upright=True)) for path in args.pictures)
+            montage.draw(index, list(zip(pictures, answers, strict=True)), args.montage)
+    if args.json:
+        print(json.dumps(answers))
+        return
+    for answer in answers:
+        print(
+            f"{answer['query']}: {len(answer['results'])} of {answer['searched']:,} pictures, hashed in "
+            f"{answer['hash_ms']:.1f} ms, searched in {answer['search_ms']:.1f} ms"
+        )
+        for hit in answer["results"]:
+            print(f"{hit['rank']:5} {hit['distance']:4} bits  {hit['path']}")
+
+
+def serve(args) -> None:
+    """Serve a page and a JSON API to search by, until Ctrl-C."""
+    from retrieval import server  # which the other commands need not wait for
+
+    with open_index(args.index) as index:
+        server.serve(index, asking.model_of(index, args.student), args.host, args.port, args.allow_host)
+
+
+def site(args) -> None:
+    """Write a folder for any static host: the page, with the browser that hashes and searches."""
+    from retrieval import site as sites
+
+    sites.check_out(args.out)  # before npm is asked
+    with open_index(args.index) as index:
+        student = asking.model_of(index, args.student)
+        facts = sites.write_site(index, student, args.out, args.ort or sites.runtime(args.cache_dir))
+    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+    print(
+        f"{args.out}: {facts['pictures']:,} pictures, {size / 2**20:.1f} MiB; names, folders and thumbnails are open "
+        f"to whoever sees it. To try it: python -m http.server --bind 127.0.0.1 --directory {args.out} 8001"
+    )
+
+
+def info(args) -> None:
+    """Say what is in the index."""
+    with open_index(args.index) as index:
+        facts = index.info()
+        broken = index.broken()
+    if args.json:
+        print(json.dumps({**facts, "broken_files": [{"path": b.path, "reason": b.reason} for b in broken]}))
+        return
+    model = facts["model"]
+    print(
+        f"{args.index}: {facts['pictures']:,} pictures in {facts['folders']:,} folders, "
+        f"{facts['bytes'] / 2**20:.1f} MiB"
+    )
+    print(f"model: {called(model)}, from {facts['student']}" if model else "model: none yet")
+    if broken:
+        print(f"{len(broken):,} files are no readable pictures:")
+        for file in broken:
+            print(f"  {file.path}: {file.reason}")
+
+
+def check(args) -> None:
+    """Compare the index with itself and with the files; exit status 1 where something is wrong."""
+    with open_index(args.index) as index:
+        faults = index.faults() or adding.file_faults(index, args.files)
+        total = len(index)
+    if faults:
+        for fault in faults:
+            print(fault)
+        raise UserError(f"{args.index}: {len(faults)} kinds of faults, see above")
+    print(f"{args.index}: no fault found; {total:,} pictures")
+
+
+def export_codes(args) -> None:
+    """Write ids, paths and codes of all pictures, in the order added."""
+    with open_index(args.index) as index, written_aside(args.out) as file:
+        ids, codes = index.codes()
+        (write_npz if args.out.suffix == ".npz" else write_parquet)(file, index, ids, codes)
+        print(f"{args.out}: {len(ids):,} codes of {index.bits} bits")
+
+
+def write_npz(file, index: Index, ids: np.ndarray, codes: np.ndarray) -> None:
+    paths = np.array([record.path for record in index.records(ids.tolist())], dtype=str)
+    np.savez_compressed(file, ids=ids, paths=paths, codes=codes, bits=index.bits)
+
+
+def write_parquet(file, index: Index, ids: np.ndarray, codes: np.ndarray) -> None:
+    """Paths are text, with each byte that is not UTF-8 as \\xNN."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    width = codes.shape[1]
+    schema = pa.schema([("id", pa.int64()), ("path", pa.string()), ("code", pa.binary(width))])
+    with pq.ParquetWriter(file, schema) as writer:
+        for start in range(0, len(ids), PART):
+            part = slice(start, start + PART)
+            paths = [os.fsencode(r.path).decode("utf-8", "backslashreplace") for r in index.records(ids[part].tolist())]
+            rows = pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(width), len(paths), [None, pa.py_buffer(codes[part].tobytes())]
+            )
+            writer.write_batch(pa.record_batch([pa.array(ids[part]), pa.array(paths, pa.string()), rows], schema))
+
+
+def remove(args) -> None:
+    """Forget pictures; their files stay."""
+    open_index(args.index).close()  # makes none
+    with open_index(args.index, write=True) as index:
+        removed = index.remove([absolute(path) for path in args.paths])
+        total = len(index)
+    if not removed:
+        raise UserError(f"{args.index}: holds nothing at or below {some(args.paths)}")
+    print(f"{args.index}: {removed:,} forgotten; {total:,} pictures")
+
+
+def main() -> None:
+    args = parse()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    guarded(main)
