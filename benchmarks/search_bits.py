@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.decode import pixels_of  # noqa: E402
+from data.load import load_data  # noqa: E402
 from data.photos import pictures_below  # noqa: E402
 from data.transforms import eval_transform  # noqa: E402
-from evaluate import Hasher, load_data, run_options  # noqa: E402
+from evaluate import Hasher, run_options  # noqa: E402
 from export import codes_of, different, spread  # noqa: E402
 from models.trained import Trained, read_run  # noqa: E402
 from retrieval.codes import hamming_topk, pack, unpack  # noqa: E402
