@@ -411,10 +411,11 @@ def kills(folder: Path, count: int, seed: int, pictures: int = 120) -> dict:
     seconds = time.monotonic() - started
     wanted = contents(folder / "undisturbed")
     tally = {"kills": 0, "late": 0, "at_work": 0, "lost": 0, "different": 0}
-    for number in range(count):
+    while tally["kills"] < count:
+        number = tally["kills"]
         draw = random.Random(f"{seed} {number}")
         index = folder / f"killed_{number}"
-        for _ in range(draw.randint(1, 3)):
+        for _ in range(min(draw.randint(1, 3), count - number)):
             process = begin(index)
             time.sleep(draw.uniform(0.3, 1) * seconds)
             seen = seen_in(index)
@@ -456,7 +457,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1000, help="that are added")
     parser.add_argument("--side", type=int, default=500, help="pixels of a made-up picture's longer side")
     parser.add_argument("--unchanged", type=int, default=20_000, help="pictures that are added twice")
-    parser.add_argument("--kills", type=int, default=25, help="indexes that are killed, one to three times each")
+    parser.add_argument("--kills", type=int, default=50, help="one to three of an index, before it is finished")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="for what is made on the way (default: a temporary one)")
     parser.add_argument("--only", choices=[*ENGINES, "batch"], help=argparse.SUPPRESS)
