@@ -19,6 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
+import faiss
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
@@ -278,7 +279,10 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     """
     MultiPartParser.spool_max_size = 2 * MAX_UPLOAD  # uploads stay in memory: a query writes nothing
     searcher = Searcher(index, student)
-    hashing = ThreadPoolExecutor(os.cpu_count() or 1, "hashing")
+    cores = os.cpu_count() or 1
+    hashing = ThreadPoolExecutor(cores, "hashing")
+    # Each search on one core: several at once share the cores, and none waits for a core that hashes.
+    searching = ThreadPoolExecutor(cores, "searching", faiss.omp_set_num_threads, (1,))
     files = {file.name: file.read_bytes() for file in PAGE.iterdir() if file.suffix in TYPES}
     app = FastAPI(
         title="Search by picture",
@@ -291,9 +295,9 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         responses={"4XX": {"model": Failure}, "5XX": {"model": Failure}},
     )
 
-    async def hashed(function, *args):
+    async def on(pool: ThreadPoolExecutor, function, *args):
         """What takes long has threads of its own, so that thumbnails don't wait for it."""
-        return await asyncio.get_running_loop().run_in_executor(hashing, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
     @app.exception_handler(AnyHTTPException)
     async def refused(_, error: AnyHTTPException) -> Response:
@@ -335,8 +339,8 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
                 raise HTTPException(415, f"{name}: it is empty")
             if len(content) > MAX_UPLOAD:
                 raise HTTPException(413, f"{name}: {TOO_LARGE}")
-            query = await hashed(hash_upload, content, name)
-        return Ascii(await to_thread(searcher.search, query, k, radius, folder))
+            query = await on(hashing, hash_upload, content, name)
+        return Ascii(await on(searching, searcher.search, query, k, radius, folder))
 
     @app.get("/api/info", responses={200: {"model": Info}})
     async def info() -> Ascii:
@@ -356,7 +360,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     async def original(id: Id) -> Response:
         """The file itself, if it is still the one that was indexed."""
         record = await to_thread(searcher.record, id)
-        content, kind = await hashed(read_original, record)
+        content, kind = await on(hashing, read_original, record)
         return Response(content, media_type=kind, headers={"Cache-Control": "private, no-cache", **ORIGINAL})
 
     def page(name: str) -> Response:
@@ -372,10 +376,19 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
 
 def listen(host: str, port: int) -> socket.socket:
     """Raises UserError where nothing can listen there."""
+    sock = None
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=128)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)  # asyncio turns off the delay of small packets if it is told TCP
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(128)
+        return sock
     except OSError as error:
+        if sock:
+            sock.close()
         raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
 
 
