@@ -15,8 +15,10 @@ import warnings
 from asyncio import to_thread
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Annotated
 
 import faiss
@@ -41,6 +43,7 @@ PAGE = Path(__file__).parent / "page"
 MAX_UPLOAD = 32 * 2**20  # bytes
 MAX_BODY = MAX_UPLOAD + 2**16  # the form around it
 MAX_PIXELS = 64_000_000
+LARGE = 12_000_000
 MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
 MAX_K = 1000
 MAX_ID = 2**63 - 1
@@ -107,32 +110,41 @@ class Ascii(JSONResponse):
         return json.dumps(content, separators=(",", ":")).encode()
 
 
-def read_picture(content: bytes, name: str) -> np.ndarray:
-    """An upload as uint8 RGB [H, W, 3].
+def count_pixels(content: bytes, name: str) -> int:
+    """Pixels of an upload, before any is decoded.
+
+    Raises:
+        HTTPException: it has too many, or is no picture of the formats that are named.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        width = height = MAX_PIXELS
+    if width * height > MAX_PIXELS:
+        raise HTTPException(413, f"{name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise HTTPException(413, f"{name}: {width} x {height} is a strip; cut a part of it")
+    return width * height
+
+
+def hash_upload(student: Exported, content: bytes, name: str, large: Lock) -> np.ndarray:
+    """The code uint8 [w] of an upload; of large pictures one at a time, since each takes a gigabyte.
 
     Raises:
         HTTPException: no picture of the formats that are named, a damaged one, or one too large.
     """
     try:
-        try:
-            with Image.open(BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-        except Image.DecompressionBombError:
-            width = height = MAX_PIXELS
-        except UnidentifiedImageError:
-            return pixels_of(BytesIO(content), name)  # which says it
-        if width * height > MAX_PIXELS:
-            raise HTTPException(413, f"{name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
-        if max(width, height) > MAX_RATIO * min(width, height):
-            raise HTTPException(413, f"{name}: {width} x {height} is a strip; cut a part of it")
-        return pixels_of(BytesIO(content), name, upright=True)
+        with large if count_pixels(content, name) > LARGE else nullcontext():
+            return student.code(pixels_of(BytesIO(content), name, upright=True))
     except HTTPException:
         raise
     except UserError as error:
         raise HTTPException(415, str(error)) from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         formats = ", ".join(FORMATS)
-        raise HTTPException(415, f"{name}: not a readable picture of {formats} ({first_line(error)})") from None
+        what = "" if isinstance(error, UnidentifiedImageError) else f" ({first_line(error)})"
+        raise HTTPException(415, f"{name}: not a readable image of {formats}{what}") from None
 
 
 def read_original(record: Record) -> tuple[bytes, str]:
@@ -280,6 +292,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     MultiPartParser.spool_max_size = 2 * MAX_UPLOAD  # uploads stay in memory: a query writes nothing
     searcher = Searcher(index, student)
     cores = os.cpu_count() or 1
+    large = Lock()
     hashing = ThreadPoolExecutor(cores, "hashing")
     # Each search on one core: several at once share the cores, and none waits for a core that hashes.
     searching = ThreadPoolExecutor(cores, "searching", faiss.omp_set_num_threads, (1,))
@@ -315,9 +328,9 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
             return failure(503, str(error))
         return failure(500, f"the server failed ({type(error).__name__}); its log says how")
 
-    def hash_upload(content: bytes, name: str) -> tuple[str, np.ndarray, float]:
+    def hashed(content: bytes, name: str) -> tuple[str, np.ndarray, float]:
         start = time.perf_counter()
-        return name, student.code(read_picture(content, name)), 1000 * (time.perf_counter() - start)
+        return name, hash_upload(student, content, name, large), 1000 * (time.perf_counter() - start)
 
     @app.post("/api/search", responses={200: {"model": Answer}})
     async def search(
@@ -339,7 +352,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
                 raise HTTPException(415, f"{name}: it is empty")
             if len(content) > MAX_UPLOAD:
                 raise HTTPException(413, f"{name}: {TOO_LARGE}")
-            query = await on(hashing, hash_upload, content, name)
+            query = await on(hashing, hashed, content, name)
         return Ascii(await on(searching, searcher.search, query, k, radius, folder))
 
     @app.get("/api/info", responses={200: {"model": Info}})

@@ -54,7 +54,7 @@ async function open(report) {
   ort = await import(new URL(info.runtime.module, runtime).href);
   ort.env.wasm.numThreads = 1; // more would need headers that most hosts don't send
   ort.env.wasm.wasmBinary = wasm.buffer;
-  session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], enableMemPattern: false });
+  session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], enableMemPattern: false, enableCpuMemArena: false });
   code = codes;
   words = padded(codes, info.pictures, info.width);
   folderOf = new Uint32Array(folders.buffer);
