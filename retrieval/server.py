@@ -29,7 +29,7 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.formparsers import MultiPartParser
 
@@ -68,18 +68,18 @@ ORIGINAL = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-in
 
 
 class Result(BaseModel):
-    rank: int
+    rank: int = Field(description="from 1")
     path: str
-    distance: int
-    id: int
+    distance: int = Field(description="bits that differ")
+    id: int = Field(description="of /thumbnail, /original and a further search")
 
 
 class Answer(BaseModel):
-    query: str
-    hash_ms: float
+    query: str = Field(description="name of the file that was sent, or path of the indexed one")
+    hash_ms: float = Field(description="decoding and hashing; 0 by id")
     search_ms: float
-    searched: int
-    results: list[Result]
+    searched: int = Field(description="pictures that were looked at")
+    results: list[Result] = Field(description="nearest first, ties in the order added")
 
 
 class Example(BaseModel):
@@ -89,18 +89,18 @@ class Example(BaseModel):
 
 class Info(BaseModel):
     pictures: int
-    bits: int
+    bits: int = Field(description="of a code")
     folders: list[str]
-    student: dict
-    examples: list[Example]
-    max_upload: int
+    student: dict = Field(description="card of the exported network that hashes queries")
+    examples: list[Example] = Field(description="a few pictures to begin with")
+    max_upload: int = Field(description="bytes")
     max_pixels: int
     max_k: int
-    problem: str | None  # why no query can be answered
+    problem: str | None = Field(description="why no query can be answered now")
 
 
 class Failure(BaseModel):
-    error: str
+    error: str = Field(description="what is wrong, and what to do")
 
 
 class Ascii(JSONResponse):
@@ -264,19 +264,24 @@ class Searcher:
             raise HTTPException(409, problem)
         return answers(self.index, [query], k, radius, Filters(folder=folder or None))[0]
 
+    def examples(self) -> list[dict]:
+        """A few pictures that differ: those nearest to random codes, whatever the index is."""
+        codes = np.random.RandomState(0).randint(0, 256, (3 * EXAMPLES, self.student.width)).astype(np.uint8)
+        few = {hits[0].id: hits[0].path for hits in self.index.search(codes, 1) if hits}
+        return [{"id": id, "path": path} for id, path in list(few.items())[:EXAMPLES]]
+
     def info(self) -> dict:
-        ids = self.index.codes()[0]
-        few = ids[np.linspace(0, len(ids) - 1, min(EXAMPLES, len(ids))).astype(int)]
+        problem = self.problem()
         return {
-            "pictures": len(ids),
+            "pictures": len(self.index),
             "bits": self.student.bits,
             "folders": self.index.folders(),
             "student": self.student.card,
-            "examples": [dict(id=r.id, path=r.path) for r in self.index.records(few.tolist())],
+            "examples": [] if problem else self.examples(),
             "max_upload": MAX_UPLOAD,
             "max_pixels": MAX_PIXELS,
             "max_k": MAX_K,
-            "problem": self.problem(),
+            "problem": problem,
         }
 
 
@@ -358,7 +363,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     @app.get("/api/info", responses={200: {"model": Info}})
     async def info() -> Ascii:
         """What is searched, by which network, and what a query may be."""
-        return Ascii(await to_thread(searcher.info))
+        return Ascii(await on(searching, searcher.info))
 
     @app.get("/thumbnail/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def thumbnail(id: Id, request: Request) -> Response:

@@ -512,7 +512,7 @@ def test_the_grid_fills_as_it_is_scrolled(page):
 
 
 def test_k_radius_and_folder(page, index):
-    page.locator(".hit button").first.click()
+    page.goto(f"{page.url}?id={index.codes()[0][0]}")  # in the first folder
     expect(page.locator(".hit")).to_have_count(60)
     page.fill("#k", "7")
     page.press("#k", "Enter")
@@ -633,4 +633,4 @@ def test_the_api_s_page_needs_nothing_from_elsewhere(page, served):
     assert all(
         word in text for word in ("/api/info", "/thumbnail/{id}", "/original/{id}", "radius", "search_ms", "curl")
     )
-    expect(page.locator("h2 code")).to_have_count(len(httpx.get(f"{served}openapi.json").json()["paths"]) + 1)
+    expect(page.locator("h2 code")).to_have_count(len(httpx.get(f"{served}openapi.json").json()["paths"]))
