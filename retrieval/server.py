@@ -327,10 +327,12 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         reasons = (f"{'.'.join(map(str, e['loc'][1:])) or 'request'}: {e['msg']}" for e in error.errors())
         return failure(422, "; ".join(reasons))
 
+    @app.exception_handler(UserError)
+    async def unusable(_, error: UserError) -> Response:  # an index that is damaged, or that another process holds
+        return failure(503, str(error))
+
     @app.exception_handler(Exception)
     async def broken(_, error: Exception) -> Response:
-        if isinstance(error, UserError):  # an index that has gone or is damaged
-            return failure(503, str(error))
         return failure(500, f"the server failed ({type(error).__name__}); its log says how")
 
     def hashed(content: bytes, name: str) -> tuple[str, np.ndarray, float]:

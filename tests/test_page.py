@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -28,6 +29,7 @@ from retrieval import server
 from retrieval.exported import Exported
 from retrieval.index import Filters, Index
 from retrieval.server import listen, make_app
+from utils.errors import UserError
 
 HERE = "http://127.0.0.1:8000"
 
@@ -367,6 +369,12 @@ def test_an_empty_index_and_a_model_of_another_kind(made, tmp_path):
         client = TestClient(make_app(index, other), HERE)
         refused(ask(client, as_bytes(draw(1))), 409)
         assert client.get("/api/info").json()["problem"]
+
+
+def test_an_index_that_fails_and_a_fault_of_ours_are_said(client, index, monkeypatch):
+    for error, status, words in ((UserError("index: damaged"), 503, "damaged"), (ZeroDivisionError(), 500, "Zero")):
+        monkeypatch.setattr(index, "search", Mock(side_effect=error))
+        assert words in refused(ask(client, id=1), status)
 
 
 def test_a_query_writes_nothing(client, made, monkeypatch, tmp_path):
