@@ -68,6 +68,7 @@ class Exported:
             raise UserError(f"{file}: damaged, or not the model that {CARD} describes; export that run again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = False  # it would keep as much as the largest picture took
         options.enable_mem_pattern = False  # it would keep a plan for every size of picture
         options.log_severity_level = 3
         options.add_session_config_entry("session.x64quantprecision", "1")  # int8 without saturation on old processors
