@@ -25,8 +25,8 @@ from data.views import BankedViews, FreshViews, ViewBatch, eval_batches
 from losses.brcd import VARIANTS, BRCDOptions
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
-from losses.masks import RULES, bit_masks, cluster_codes, purity
-from losses.methods import METHODS, Batch, Knowledge, build_method
+from losses.masks import BY_VIEWS, RULES, bit_masks, cluster_codes, purity
+from losses.methods import METHODS, PLAIN, Batch, Knowledge, Together, build_method
 from models.backbones import (
     BACKBONES,
     FEATURES,
@@ -99,6 +99,7 @@ def make_parser() -> Parser:
     group.add_argument("--bits", type=whole(1, MOST_BITS), help="must be the teacher's (the default)")
     group = parser.add_argument_group("method")
     group.add_argument("--method", type=one_of(METHODS), default="brcd", help=", ".join(METHODS))
+    group.add_argument("--also", type=one_of(PLAIN), help=f"a method whose term is added: {', '.join(PLAIN)}")
     group.add_argument("--rotated-views", type=whole(1), default=2, help="sskd: cached views that are rotated too")
     group.add_argument("--kd-weight", type=real(0), default=1.0, help="of the distillation term")
     group.add_argument(
@@ -163,6 +164,10 @@ def check_teacher(args, teacher: Trained, images: HashingData) -> None:
             f"{args.teacher}: a teacher of {teacher.bits} bits, --bits is {args.bits}; train a teacher of "
             f"{args.bits} bits, or leave --bits out"
         )
+    if args.mask_rule in BY_VIEWS and not args.views:
+        raise UserError(
+            f"--mask-rule {args.mask_rule}: it asks what the teacher flips among cached views; give some, --views 8"
+        )
     teacher.check_data(images.fingerprint, EVAL_VERSION)
 
 
@@ -181,10 +186,12 @@ def build_student(args, images: HashingData, device: torch.device) -> FrozenBack
     return backbone
 
 
-def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndarray) -> Knowledge:
+def teacher_knowledge(
+    args, run: Run, train_codes: torch.Tensor, view_codes: np.ndarray | None, labels: np.ndarray
+) -> Knowledge:
     """Cluster the training images by the teacher's codes, make the masks, keep both with the run."""
     cluster, centroids = cluster_codes(train_codes, args.clusters, args.seed)
-    masks = bit_masks(train_codes, cluster, args.clusters, args.margin, args.mask_rule)
+    masks = bit_masks(train_codes, cluster, args.clusters, args.margin, args.mask_rule, view_codes)
     with written_aside(run.path("clusters.npz")) as file:
         np.savez(file, labels=cluster, centroids=centroids, bit_masks=masks)
     pure = f", purity {purity(cluster, labels):.3f}" if labels.shape[1] else ""
@@ -296,10 +303,13 @@ def main() -> None:
         views = training_views(args, images, student, teacher, teacher_head, device, needs.rotations)
         if needs.clusters:
             train_codes = teacher_head.encode(teacher.evaluation(images.train))
-            knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
+            view_codes = np.where(views.banks[1] >= 0, 1, -1) if args.mask_rule in BY_VIEWS else None  # [N, n, b]
+            knowledge = teacher_knowledge(args, run, train_codes, view_codes, images.labels[images.train])
         validate = validation(head, student, teacher, teacher_head, images)
     with seeded("method", args.seed):  # embeddings and memories of the methods that have them
         method = build_method(args.method, trained.bits, len(images.train), knowledge, brcd_options(args)).to(device)
+        if args.also:
+            method = Together(method, build_method(args.also, trained.bits, len(images.train)))
     hashing = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
     step = Step(head, hashing, method, args.kd_weight, device)
 

@@ -46,6 +46,24 @@ def test_masks_drop_the_undecided_bits():
     assert bit_masks(GROUPS, labels, 2, margin=0.5, rule="undecided").tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
 
 
+def test_soft_masks_are_the_means_and_top_ones_keep_the_most_decided():
+    labels = np.repeat([0, 1], 4)
+    assert bit_masks(GROUPS, labels, 2, rule="soft").tolist() == [[1, 1, 0, 1], [0, 1, 1, 1]]
+    assert bit_masks(GROUPS, labels, 2, margin=0.5, rule="top").tolist() == [[1, 1, 0, 0], [0, 1, 1, 0]]
+    assert bit_masks(GROUPS, labels, 3, margin=0.25, rule="top").tolist() == [[1, 1, 0, 1], [0, 1, 1, 1], [0] * 4]
+
+
+def test_steady_bits_are_those_that_no_view_flips():
+    labels = np.repeat([0, 1], 4)
+    views = np.stack([GROUPS, GROUPS])
+    views[1, 0] *= -1  # the second view of the first image has all bits flipped,
+    views[1, :4, 3] *= -1  # and the last bit of the first group
+    by_image = [[0, 0, 0, 1], *[[1, 1, 1, 0]] * 3, *[[1, 1, 1, 1]] * 4]
+    assert bit_masks(GROUPS, labels, 2, 0.5, "steady-image", views).tolist() == by_image
+    assert bit_masks(GROUPS, labels, 2, 0.75, "steady", views).tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert bit_masks(GROUPS, labels, 2, 0.76, "steady", views).tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
+
+
 @pytest.mark.parametrize("margin, kept", [(0.0, [1, 1, 1]), (0.5, [1, 1, 0]), (0.51, [1, 0, 0]), (1.0, [1, 0, 0])])
 def test_a_mean_equal_to_the_margin_is_kept(margin, kept):
     codes = np.array([[1, 1, 1], [1, 1, -1], [1, 1, 1], [1, -1, -1]])  # means 1, 0.5, 0

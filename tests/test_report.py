@@ -318,3 +318,67 @@ def test_a_killed_grid_goes_on(tmp_path):
     assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
     refused = subprocess.run([*words, "brcd --margin 7"], **where, capture_output=True, text=True)
     assert refused.returncode == 1 and "brcd --margin 7: --margin: '7' is not a number from 0 to 1" in refused.stderr
+
+
+# Published tables, repeated
+
+
+def test_a_repetition_is_told_from_what_it_repeats(cli, tmp_path):
+    for name, value in (("published", 0.5), ("close", 0.5015), ("far", 0.51)):
+        (tmp_path / name).mkdir()
+        write_report(
+            read_rows([result(tmp_path / name, "none", value=0.4), result(tmp_path / name, value=value)]),
+            tmp_path / name,
+        )
+        rows = pd.read_csv(tmp_path / name / "rows.csv")
+        rows["run"] = "runs/x/" + rows["method"]  # one cell a method
+        rows.to_csv(tmp_path / name / "rows.csv", index=False)
+    code, out = cli("scripts.check_rows", tmp_path / "published", tmp_path / "published")
+    assert code == 0 and "5 rows agree within 0.002, 5 in every bit" in out
+    code, out = cli("scripts.check_rows", tmp_path / "close", tmp_path / "published")
+    assert code == 0 and "5 rows agree within 0.002, 3 in every bit" in out
+    code, out = cli("scripts.check_rows", tmp_path / "far", tmp_path / "published")
+    assert code.startswith("error: ") and "differ by more than 0.002" in code
+
+
+def test_nothing_repeated_is_no_agreement(cli, tmp_path):
+    write_report(read_rows([result(tmp_path, "none")]), tmp_path / "a")
+    write_report(read_rows([result(tmp_path, seed=1, bits=32)]), tmp_path / "b")
+    assert "no row in common" in cli("scripts.check_rows", tmp_path / "a", tmp_path / "b")[0]
+    assert "not what scripts.report writes" in cli("scripts.check_rows", tmp_path / "a", tmp_path / "none")[0]
+
+
+def reproduce(tmp_path, *words):
+    """scripts/reproduce.sh with a Python that says what it is asked to run."""
+    spy = tmp_path / "python3"
+    spy.write_text(f'#!/bin/sh\nif [ "$1" = "-c" ]; then exec {sys.executable} "$@"; fi\necho "$@"\n')
+    spy.chmod(0o755)
+    env = {**os.environ, "PYTHON": str(spy)}
+    return subprocess.run(["sh", "scripts/reproduce.sh", *words], cwd=ROOT, capture_output=True, text=True, env=env)
+
+
+def test_every_published_table_has_its_command(tmp_path):
+    script = (ROOT / "scripts" / "reproduce.sh").read_text()
+    tables = script.split('TABLES="')[1].split('"')[0].split()
+    published = {rows.parent.name: set(pd.read_csv(rows)["seed"]) for rows in (ROOT / "results").glob("*/rows.csv")}
+    for table in tables:
+        done = reproduce(tmp_path, table)
+        assert done.returncode == 0, done.stderr
+        assert any(f"--name {name} " in done.stdout or f"runs/{name}" in done.stdout for name in published), table
+        for name in published:
+            if f"--name {name} " in done.stdout:
+                words = done.stdout.split()
+                seeds = words[words.index("--seeds") + 1 : words.index("--views")]
+                assert set(map(int, seeds)) == published.pop(name), name
+                break
+    assert not published.keys() - {"quickstart_digits"}
+
+
+def test_a_check_repeats_one_seed_and_compares(tmp_path):
+    done = reproduce(tmp_path, "cifar10", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "--bits 64 --seeds 0 --views 8" in done.stdout and "--methods none brcd\n" in done.stdout
+    assert done.stdout.endswith("-m scripts.check_rows results/check_cifar10_lite2_lite0 results/cifar10_lite2_lite0\n")
+    for words in (["imagenot"], ["cifar10", "--chek"], []):
+        done = reproduce(tmp_path, *words)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
