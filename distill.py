@@ -25,7 +25,7 @@ from data.views import BankedViews, FreshViews, ViewBatch, eval_batches
 from losses.brcd import VARIANTS, BRCDOptions
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
-from losses.masks import BY_VIEWS, RULES, bit_masks, cluster_codes, purity
+from losses.masks import BY_VIEWS, RULES, bit_masks, choose_clusters, cluster_codes, purity
 from losses.methods import METHODS, PLAIN, Batch, Knowledge, Together, build_method
 from models.backbones import (
     BACKBONES,
@@ -47,7 +47,7 @@ from utils import distributed
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError
 from utils.files import file_lock, read_csv, written_aside
-from utils.options import Parser, named, one_of, real, whole
+from utils.options import Parser, named, one_of, or_auto, real, whole
 from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
@@ -106,7 +106,12 @@ def make_parser() -> Parser:
         "--alpha", type=real(0, 1), default=BRCDOptions.alpha, help="brcd: share of the individual space"
     )
     group.add_argument("--margin", type=real(0, 1), default=BRCDOptions.margin, help="brcd: of |mean|, below it masked")
-    group.add_argument("--clusters", type=whole(1), default=BRCDOptions.clusters, help="brcd: of the teacher's codes")
+    group.add_argument(
+        "--clusters",
+        type=or_auto(whole(1)),
+        default=BRCDOptions.clusters,
+        help="brcd: of the teacher's codes; auto: the highest silhouette's number",
+    )
     group.add_argument(
         "--mask-rule", type=one_of(RULES), default=BRCDOptions.mask_rule, help=f"brcd: {', '.join(RULES)}"
     )
@@ -150,7 +155,7 @@ def notes(args) -> Iterator[str]:
     tried = args.teacher / "cluster_numbers.csv"
     if METHODS[args.method].clusters and tried.exists():
         best = int(max(read_csv(tried), key=lambda row: float(row["silhouette"]))["clusters"])
-        if best != args.clusters:
+        if args.clusters not in (best, "auto"):
             yield f"--clusters is {args.clusters}; {tried} has its highest silhouette at {best}"
 
 
@@ -190,12 +195,13 @@ def teacher_knowledge(
     args, run: Run, train_codes: torch.Tensor, view_codes: np.ndarray | None, labels: np.ndarray
 ) -> Knowledge:
     """Cluster the training images by the teacher's codes, make the masks, keep both with the run."""
-    cluster, centroids = cluster_codes(train_codes, args.clusters, args.seed)
-    masks = bit_masks(train_codes, cluster, args.clusters, args.margin, args.mask_rule, view_codes)
+    n_clusters = choose_clusters(train_codes, args.seed) if args.clusters == "auto" else args.clusters
+    cluster, centroids = cluster_codes(train_codes, n_clusters, args.seed)
+    masks = bit_masks(train_codes, cluster, n_clusters, args.margin, args.mask_rule, view_codes)
     with written_aside(run.path("clusters.npz")) as file:
         np.savez(file, labels=cluster, centroids=centroids, bit_masks=masks)
     pure = f", purity {purity(cluster, labels):.3f}" if labels.shape[1] else ""
-    print(f"{args.clusters} clusters{pure}; masks keep {masks.mean():.0%} of the bits")
+    print(f"{n_clusters} clusters{pure}; masks keep {masks.mean():.0%} of the bits")
     return Knowledge(torch.from_numpy(cluster), torch.from_numpy(centroids), torch.from_numpy(masks))
 
 

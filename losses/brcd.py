@@ -18,7 +18,7 @@ class BRCDOptions:
 
     Attributes:
         temperature, alpha: of the loss.
-        margin, clusters, mask_rule: of the bit masks; see ``losses.masks``.
+        margin, clusters, mask_rule: of the bit masks; see ``losses.masks``; clusters may be "auto".
         variant: "paper", or "released": the released code's slips, which are an all-zero mask, offsets judged on masked
             codes, and a repeated half of the same-cluster matrix.
         mask: contrast masked codes; off, all bits count.
@@ -32,7 +32,7 @@ class BRCDOptions:
     temperature: float = TEMPERATURE
     alpha: float = 0.8
     margin: float = 0.5
-    clusters: int = 10
+    clusters: int | str = 10
     mask_rule: str = "decided"
     variant: str = "paper"
     mask: bool = True

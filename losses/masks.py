@@ -2,19 +2,21 @@
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
 from losses.brcd import BRCDOptions
 from utils.errors import UserError
 
 N_STARTS = 30
+TRIED, TRIED_STARTS, TRIED_IMAGES = (5, 10, 20, 50, 100, 200), 3, 5000  # what --clusters auto looks at
 # Masks by name; "anchor" and "positives" are those of "decided", and say what else of the contrast they fall on.
 RULES = ("decided", "undecided", "anchor", "positives", "soft", "top", "steady", "steady-image")
 BY_VIEWS = ("steady", "steady-image")
 
 
-def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """K-means (k-means++, 30 starts) on codes.
+def cluster_codes(codes, n_clusters: int, seed: int = 0, n_starts: int = N_STARTS) -> tuple[np.ndarray, np.ndarray]:
+    """K-means (k-means++) on codes.
 
     Args:
         codes: [n, b] in {-1, +1}.
@@ -35,9 +37,28 @@ def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np
             "codes; use fewer clusters"
         )
     with threadpool_limits(1):  # the same sums in the same order on any machine
-        labels = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(codes).labels_.astype(np.int64)
+        labels = KMeans(n_clusters, n_init=n_starts, random_state=seed).fit(codes).labels_.astype(np.int64)
     # From the labels, where sums of -1 and +1 are exact: k-means' own centres depend on the number of threads.
     return labels, cluster_means(codes, labels, n_clusters).astype(np.float32)
+
+
+def choose_clusters(codes, seed: int = 0) -> int:
+    """The number of clusters of codes [n, b] with the highest mean silhouette (Rousseeuw, 1987), no labels asked: of
+    ``TRIED``, as far as there are so many different codes; k-means of 3 starts, silhouettes of at most 5,000 images.
+
+    Raises:
+        UserError: fewer than 6 different codes, so that nothing can be tried.
+    """
+    codes = np.asarray(codes).astype(np.float32)
+    distinct = len(np.unique(codes, axis=0))
+    found = {}
+    for k in (k for k in TRIED if k < distinct):
+        labels, _ = cluster_codes(codes, k, seed, TRIED_STARTS)
+        with threadpool_limits(1):
+            found[k] = silhouette_score(codes, labels, sample_size=min(TRIED_IMAGES, len(codes)), random_state=seed)
+    if not found:
+        raise UserError(f"--clusters auto: the teacher gives only {distinct} different codes; name a number")
+    return max(found, key=found.get)
 
 
 def bit_masks(
