@@ -320,6 +320,35 @@ def test_a_killed_grid_goes_on(tmp_path):
     assert refused.returncode == 1 and "brcd --margin 7: --margin: '7' is not a number from 0 to 1" in refused.stderr
 
 
+def test_rows_are_compared_with_the_one_that_is_named(tmp_path):
+    names = {"brcd": 0.5, "brcd no-mask": 0.6, "kl": 0.4}
+    values = [(name, s, v + s / 100 * (1 + v)) for name, v in names.items() for s in range(3)]
+    rows = read_rows([result(tmp_path, name, s, value=v) for name, s, v in values])
+    text = write_report(rows, tmp_path / "out", "brcd no-mask")
+    found = pd.read_csv(tmp_path / "out" / "significance.csv")
+    assert set(found["less"]) == {"brcd no-mask"} and set(found["method"]) == {"brcd", "kl"}
+    assert (found["difference"] < -0.09).all() and "brcd no-mask against each" in text
+    with pytest.raises(
+        UserError, match="--against 'brcd margin=1': there is no such row; there are: brcd, brcd no-mask"
+    ):
+        write_report(rows, tmp_path / "none", "brcd margin=1")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_chose_the_checkpoints_has_a_table_of_its_own(tmp_path):
+    files = [result(tmp_path, "none", s, value=0.3) for s in range(2)]
+    write_report(read_rows(files), tmp_path / "before")
+    assert not (tmp_path / "before" / "validation.md").exists()  # these runs have no summary
+    for s, file in enumerate(files):
+        best = {"sshp": {"value": 0.5 + s / 10, "epoch": 3}, "ashp": {"value": 0.25, "epoch": 3}}
+        (file.parent / "summary.json").write_text(json.dumps({"best": best, "epochs": 3}))
+        (file.parent / "args.yaml").write_text("seed: 0\n")
+        (file.parent / "environment.json").write_text(json.dumps({"commit": "c", "command": "x"}))
+    write_report(read_rows(files), tmp_path / "out")
+    text = (tmp_path / "out" / "validation.md").read_text()
+    assert "val queries" in text and "0.5500 ± 0.0707" in text and "0.2500 ± 0.0000" in text and "teacher |" not in text
+
+
 # Published tables, repeated
 
 
