@@ -8,7 +8,8 @@ set -eu
 . "$(dirname "$0")/env.sh"
 export PYTHON="$PY"
 
-TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr"
+TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr
+    tinyimagenet100 mirflickr_masks digits_masks"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats
@@ -20,6 +21,16 @@ case $TABLE in
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
     cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
     mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
+    # Pictures of 64 pixels, seen at 128.
+    tinyimagenet100)
+        export DATASET=folder NAME=tinyimagenet100_lite2_lite0 DATA_DIR=${DATA_DIR:-data/tinyimagenet100}
+        export FLAGS="--size 128 --precision bfloat16" VIEWS=4 TEACHER_EPOCHS=40 EPOCHS=20
+        ;;
+    mirflickr_masks)
+        export DATASET=mirflickr NAME=mirflickr_masks FLAGS="--size 128 --precision bfloat16"
+        export VIEWS=4 TEACHER_EPOCHS=100
+        ;;
+    digits_masks) export DATASET=digits NAME=digits_masks VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
     *)
         echo "error: '$TABLE' is no table; there are: $TABLES" >&2
         exit 1
@@ -38,6 +49,16 @@ case $TABLE in
     cifar10_100epochs)
         export EPOCHS=100
         set -- none kl brcd "brcd --no-mask" "brcd --bn recalibrate" "brcd --variant released"
+        ;;
+    tinyimagenet100)
+        set -- none kl rkd brcd "brcd --no-mask" "brcd --clusters 20" "brcd --clusters 50" "brcd --clusters 100" \
+            "brcd --clusters 200" "brcd --clusters auto" "brcd --clusters 50 --no-mask"
+        ;;
+    *_masks)
+        CELLS="brcd"
+        set -- brcd "brcd --no-mask" "brcd --mask-rule anchor" "brcd --mask-rule positives" "brcd --mask-rule soft" \
+            "brcd --mask-rule top --margin 0.25" "brcd --mask-rule steady --margin 0.8" \
+            "brcd --mask-rule steady-image --margin 1"
         ;;
     mirflickr) set -- none pkt rkd kl brcd "brcd --no-mask" ;;
 esac
