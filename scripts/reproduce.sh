@@ -8,8 +8,8 @@ set -eu
 . "$(dirname "$0")/env.sh"
 export PYTHON="$PY"
 
-TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr
-    tinyimagenet100 mirflickr_masks digits_masks"
+TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr"
+TABLES="$TABLES tinyimagenet100 mirflickr_masks digits_masks"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats
