@@ -28,7 +28,7 @@ case $TABLE in
         ;;
     mirflickr_masks)
         export DATASET=mirflickr NAME=mirflickr_masks FLAGS="--size 128 --precision bfloat16"
-        export VIEWS=4 TEACHER_EPOCHS=100
+        export VIEWS=4 TEACHER_EPOCHS=60
         ;;
     digits_masks) export DATASET=digits NAME=digits_masks VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
     *)
