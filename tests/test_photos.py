@@ -125,6 +125,8 @@ def test_from_pictures_to_a_measure_that_is_no_class_map(cli, tree, tmp_path):
     result = last_json(out)
     assert result["relevance"] == "features" and "share" not in result["definition"].rpartition(";")[2]
     assert "per_label_precision" not in result["sshp"]
+    code, out = cli("export.py", "--run", tmp_path / "s", "--out", tmp_path / "e", "--precision", "int8")
+    assert code == 0 and "int8: " in out and "of the teacher's nearest by features of 3 validation queries" in out, out
     code, out = cli("scripts.report", tmp_path / "s" / "test.json", "--out", tmp_path / "report")
     assert code == 0 and "mAP@2 over the teacher's nearest by features retrieved" in out, out
     code, out = cli("scripts.check_data", "--dataset", "photos", "--data-dir", tree)
