@@ -51,8 +51,7 @@ case $TABLE in
         set -- none kl brcd "brcd --no-mask" "brcd --bn recalibrate" "brcd --variant released"
         ;;
     tinyimagenet100)
-        set -- none kl rkd brcd "brcd --no-mask" "brcd --clusters 20" "brcd --clusters 50" "brcd --clusters 100" \
-            "brcd --clusters 200" "brcd --clusters auto" "brcd --clusters 50 --no-mask"
+        set -- none kl rkd brcd "brcd --no-mask" "brcd --clusters 50" "brcd --clusters 50 --no-mask"
         ;;
     *_masks)
         CELLS="brcd"
