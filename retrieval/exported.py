@@ -82,6 +82,9 @@ class Exported:
         names = [one.name for one in (*session.get_inputs(), *session.get_outputs())]
         if names not in (["image", "code"], ["image", "code", "logits"]):
             raise UserError(f"{file}: its inputs and outputs are {names}; export that run again")
+        (length,) = session.get_outputs()[0].shape
+        if isinstance(length, int) and length != self.width:
+            raise UserError(f"{file}: codes of {length} bytes, {CARD} says {self.bits} bits; export that run again")
         return session
 
     def code(self, pixels: np.ndarray) -> np.ndarray:

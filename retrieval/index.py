@@ -340,6 +340,8 @@ class Index:
             else:
                 blocks = list(blocks)
                 snapshot = known.changed(blocks) if blocks else known
+            if not len(snapshot) and con.execute("SELECT 1 FROM pictures LIMIT 1").fetchone():
+                raise UserError(f"{self.path}: {DAMAGED} (it has lost its codes)")
             snapshot.version = version - inside  # what is to come in this transaction has the same version
             return snapshot
         finally:
@@ -469,6 +471,8 @@ class Index:
         picture = int(picture)
         with self._reading() as con:
             row = con.execute("SELECT jpeg FROM thumbnails WHERE id = ?", [picture]).fetchone()
+            if row is None and con.execute("SELECT 1 FROM pictures WHERE id = ?", [picture]).fetchone():
+                raise UserError(f"{self.path}: {DAMAGED} (it has lost thumbnails)")
         if row is None:
             raise KeyError(picture)
         return row[0]

@@ -486,7 +486,7 @@ def test_what_does_not_fit_together_is_found(tmp_path, damage, said):
         assert any(said in fault for fault in index.faults()), index.faults()
         # Codes that are not what was written, or pictures that are not there, are not searched in silence.
         refused = damage.startswith(
-            ("UPDATE blocks", "DELETE FROM pictures", "DELETE FROM folders", "DELETE FROM facts")
+            ("UPDATE blocks", "DELETE FROM blocks", "DELETE FROM pictures", "DELETE FROM folders", "DELETE FROM facts")
         )
         with pytest.raises(UserError, match="damaged") if refused else contextlib.nullcontext():
             index.search(np.zeros((1, 8), np.uint8), 3)
