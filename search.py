@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data.decode import pixels_of
-from retrieval import adding, asking, montage
+from retrieval import adding, asking, encoding, montage
 from retrieval.exported import Exported
 from retrieval.index import Filters, Index, named
 from utils.errors import UserError, some
@@ -48,11 +48,10 @@ def parse() -> argparse.Namespace:
 
     options = command(add)
     options.add_argument(
-        "roots", nargs="+", type=Path, metavar="FOLDER", help="with all pictures below it; or a picture"
+        "roots", nargs="*", type=Path, metavar="FOLDER", help="with all pictures below it; or a picture"
     )
-    options.add_argument(
-        "--student", type=Path, required=True, metavar="EXPORT", help="what hashes them: a folder of export.py"
-    )
+    options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes them: a folder of export.py")
+    options.add_argument("--codes", metavar="CODES", help="in place of FOLDER: what encode.py has hashed")
     options.add_argument("--prune", action="store_true", help="forget pictures that are gone")
     options.add_argument("--threads", type=whole(1), help="that decode and hash (default: the cores)")
 
@@ -116,7 +115,18 @@ def absolute(path: Path) -> str:
 
 
 def add(args) -> None:
-    """Add pictures that are new or changed."""
+    """Add pictures that are new or changed, or codes that encode.py made."""
+    if args.codes:
+        if args.roots or args.student:
+            raise UserError("--codes: its pictures are hashed already; leave FOLDER and --student out")
+        with open_index(args.index, write=True) as index:
+            report, total = encoding.load(index, args.codes), len(index)
+        print(f"{args.index}: {report.added:,} added, {report.unchanged:,} unchanged; {total:,} pictures")
+        if report.broken:
+            print(f"{report.broken:,} pictures could not be read when they were encoded; see {args.codes}/broken-*")
+        return
+    if not args.roots or not args.student:
+        raise UserError("what is to be added? FOLDER... and --student EXPORT, or --codes CODES")
     model, roots = Exported(args.student), adding.checked(args.roots)  # before an index is made
     with open_index(args.index, write=True) as index:
         report = adding.add(index, model, roots, args.prune, args.threads)
