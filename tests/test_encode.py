@@ -279,6 +279,12 @@ def blocked(tmp_path, student):
     process.communicate()
 
 
+def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that hash."""
+    there = psutil.Process(driver.pid).children(recursive=True)
+    return [process for process in there if any("MapWorker" in word for word in process.cmdline())]
+
+
 def reached(out: Path) -> bool:
     return (out / part_name(3)).exists() and not (out / part_name(4)).exists()
 
@@ -302,13 +308,13 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path, student, blocked, comman
     words, process, pipe = blocked
     until(lambda: reached(tmp_path / "codes"), process)
     kept = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "codes").glob("part-*")}
-    children = psutil.Process(process.pid).children(recursive=True)
+    workers = workers_of(process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     pipe.unlink()
     pipe.write_bytes(jpeg(50))
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not alive, "Ray has outlived its driver"
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, "workers have outlived their driver"
     done = command("encode.py", *words, "--workers", 2)
     assert done.returncode == 0 and "6 parts, 4 of them from before; 8 pictures" in done.stdout, done.stderr
     assert kept == {name: (tmp_path / "codes" / name).stat().st_mtime_ns for name in kept}
@@ -331,10 +337,8 @@ def test_a_killed_workers_part_is_made_by_another(tmp_path, student, blocked, co
     assert second.returncode == 1 and "another process is at work there" in second.stderr
     pipe.unlink()
     pipe.write_bytes(b"broken")
-    ray = psutil.Process(process.pid).children(recursive=True)
-    workers = [p for p in ray if any("MapWorker" in word for word in p.cmdline())]
-    assert len(workers) == 1
-    workers[0].kill()
+    (worker,) = workers_of(process)
+    worker.kill()
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0 and "1 pictures can't be read" in said, said
     pipe.write_bytes(jpeg(50))
