@@ -26,6 +26,7 @@ from utils.errors import UserError, first_line
 
 FORMAT = 1
 APPLICATION = 0x42524344  # in the file's header: whose SQLite file it is
+CACHE = 32768  # KiB of the file, at most, that a process keeps in memory beside the codes
 SELECTIONS = 4  # filters whose selections are kept
 SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -170,6 +171,7 @@ class Index:
         with self._asking():
             con = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
             con.execute(f"PRAGMA query_only = {int(not write)}")
+            con.execute(f"PRAGMA cache_size = -{CACHE}")
             return con
 
     def _log(self) -> Path:
@@ -388,7 +390,7 @@ class Index:
         wanted = k
         while True:
             distances, ids = self._nearest(snapshot, codes, wanted, where)
-            facts = self._facts(np.unique(ids))
+            facts = self._facts(ids[0] if len(ids) == 1 else np.unique(ids))
             lists = []
             for row, row_ids in zip(distances, ids.tolist(), strict=True):
                 if radius is not None:
@@ -546,8 +548,10 @@ class Index:
         Raises:
             ValueError: a code of another width than the card's, or a path given twice.
         """
-        codes = np.array([row.code for row in rows], np.uint8).reshape(len(rows), -1)
-        if rows and (codes.shape[1] != self.width or len({row.path for row in rows}) < len(rows)):
+        if not rows:
+            return []
+        codes = np.array([row.code for row in rows], np.uint8)
+        if codes.shape[1] != self.width or len({row.path for row in rows}) < len(rows):
             raise ValueError(f"codes of {codes.shape[1]} bytes for an index of {self.width}, or a path given twice")
         with self.transaction():
             con, now, folders = self._con, time.time(), {}
@@ -685,7 +689,7 @@ def _condition(where: Filters) -> tuple[str, list]:
 
 
 def _joined(folder: bytes, name: bytes) -> str:
-    return os.fsdecode(os.path.join(folder, name))
+    return os.fsdecode(folder + name if folder.endswith(b"/") else folder + b"/" + name)
 
 
 def _text(label: bytes | None) -> str | None:
