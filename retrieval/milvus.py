@@ -137,9 +137,11 @@ class MilvusIndex:
         self._facts, self._writer = f"{self.name}_facts", f"{self.name}_writer"
         self._client = self._connected(uri)
         try:
-            # A writer is alone, it must see what it wrote. A reader's search sees all that was written before it, and
-            # what follows it is of servers that have seen that.
-            self._level, self._soon = ("Session", "Session") if write else (level, "Eventually")
+            # A writer is alone: it sees what it added ("Session"; of what it removed only "Strong" is sure). A reader's
+            # search sees all that was written before it, and what follows asks servers that have seen that.
+            self._level, self._soon, self._whole = (
+                ("Session", "Session", "Strong") if write else (level, "Eventually", level)
+            )
             self._there = self._ours()
             if write:
                 self._hold()
@@ -159,7 +161,8 @@ class MilvusIndex:
         env = os.environ
         token = env.get("MILVUS_TOKEN") or ":".join(filter(None, [env.get("MILVUS_USER"), env.get("MILVUS_PASSWORD")]))
         files = {"MILVUS_CA": "ca_pem_path", "MILVUS_CERT": "client_pem_path", "MILVUS_KEY": "client_key_path"}
-        tls = {option: env[name] for name, option in files.items() if name in env} if uri.startswith("https") else {}
+        secure = uri.startswith("https")
+        tls = {option: env[name] for name, option in files.items() if name in env} if secure else {}
         if "ca_pem_path" in tls and len(tls) < 3:
             tls = {"server_pem_path": tls["ca_pem_path"]}  # its name where the client shows no certificate
         try:
@@ -326,7 +329,8 @@ class MilvusIndex:
 
     def _drop_facts(self, kind: str, names: Collection[str]) -> None:
         if names:
-            self._ask("delete", self._facts, ids=[f"{kind} {to_text(name)}" for name in names])
+            keys = ", ".join(quoted(f"{kind} {to_text(name)}") for name in names)  # pymilvus escapes nothing
+            self._ask("delete", self._facts, filter=f"name in [{keys}]")
 
     def _facts_of(self, kind: str) -> dict[str, str]:
         rows = self._all(self._facts, f"kind == {quoted(kind)}", ["name", "value"]) if self._there else []
@@ -388,13 +392,13 @@ class MilvusIndex:
         return rows[0]["count(*)"]
 
     def __len__(self) -> int:
-        return self._count("", self._level)
+        return self._count("", self._whole)
 
     def count(self, where: Filters = Filters()) -> int:
         """How many pictures a search with these filters looks at."""
         return self._count(filter_of(where))
 
-    def _all(self, collection: str, condition: str, fields: list[str]) -> Iterator[dict]:
+    def _all(self, collection: str, condition: str, fields: list[str], level: str | None = None) -> Iterator[dict]:
         """Rows of a collection in the order of their keys."""
         try:
             rows = self._ask(
@@ -403,7 +407,7 @@ class MilvusIndex:
                 batch_size=ROWS,
                 filter=condition,
                 output_fields=fields,
-                consistency_level=self._level,
+                consistency_level=level or self._whole,
             )
             while batch := rows.next():
                 yield from batch
@@ -411,7 +415,7 @@ class MilvusIndex:
         except (MilvusException, grpc.RpcError) as error:
             raise self._refused(error) from None
 
-    def _found(self, codes: np.ndarray, limit: int, condition: str, nprobe: int | None) -> Iterator[tuple]:
+    def _found(self, codes: np.ndarray, limit: int, condition: str, nprobe: int | None, level: str) -> Iterator[tuple]:
         """(distances, ids) of every code, by distance and id; of ties at the end Milvus chooses some."""
         params = {"nprobe": nprobe or self._lists} if self._lists else {}
         step = min(max(1, WINDOW // limit), 1000)
@@ -424,7 +428,7 @@ class MilvusIndex:
                 limit=limit,
                 filter=condition,
                 search_params={"metric_type": "HAMMING", "params": params},
-                consistency_level=self._level,
+                consistency_level=level,
             )
             for hits in lists:
                 ids, distances = np.array(hits.ids, np.int64), np.array(hits.distances, np.float32).astype(np.int32)
@@ -433,14 +437,15 @@ class MilvusIndex:
 
     def _ranked(self, codes: np.ndarray, k: int, condition: str, nprobe: int | None) -> list[tuple]:
         """(distances, ids) of the k nearest of every code, by distance and id; exact where nprobe is None."""
-        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self.width:
-            raise ValueError(f"codes must be uint8 [q, {self.width}], not {codes.dtype} {list(codes.shape)}")
+        width = self.width
+        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != width:
+            raise ValueError(f"codes must be uint8 [q, {width}], not {codes.dtype} {list(codes.shape)}")
         if k >= MOST:
             raise UserError(f"{self.path}: Milvus gives at most {MOST - 1:,} results a query, {k:,} are asked for")
-        ranked, todo, limit = [None] * len(codes), list(range(len(codes))), min(2 * k, MOST)
+        ranked, todo, limit, level = [None] * len(codes), list(range(len(codes))), min(2 * k, MOST), self._level
         while todo:
-            unsure = []
-            for i, (distances, ids) in zip(todo, self._found(codes[todo], limit, condition, nprobe), strict=True):
+            unsure, found = [], self._found(codes[todo], limit, condition, nprobe, level)
+            for i, (distances, ids) in zip(todo, found, strict=True):
                 whole = len(ids) < limit or distances[-1] > distances[k - 1] or nprobe
                 if not whole and limit == MOST:
                     distances, ids = self._first_ties(codes[i : i + 1], distances, ids, k, condition)
@@ -449,7 +454,7 @@ class MilvusIndex:
                     ranked[i] = distances[:k], ids[:k]
                 else:
                     unsure.append(i)
-            todo, limit = unsure, min(4 * limit, MOST)
+            todo, limit, level = unsure, min(4 * limit, MOST), self._soon
         return ranked
 
     def _first_ties(self, code: np.ndarray, distances: np.ndarray, ids: np.ndarray, k: int, condition: str) -> tuple:
@@ -462,7 +467,7 @@ class MilvusIndex:
         lacking, low, high = k - near.sum(), 0, int(ids.max())
         while True:
             middle = (low + high) // 2
-            some, which = next(self._found(code, MOST, both(condition, f"id <= {middle}"), None))
+            some, which = next(self._found(code, MOST, both(condition, f"id <= {middle}"), None, self._soon))
             ties = which[some == last]
             if len(which) == MOST and some[-1] <= last:
                 high = middle
@@ -575,7 +580,8 @@ class MilvusIndex:
         """
         found, older = {}, []
         condition = f"folder_key == {key_of(to_text(folder))}"
-        rows = self._all(self.name, condition, ["id", "path", "size", "mtime_ns"]) if self._there else []
+        fields = ["id", "path", "size", "mtime_ns"]
+        rows = self._all(self.name, condition, fields, self._level) if self._there else []
         for row in sorted(rows, key=lambda row: row["id"]):
             parent, name = os.path.split(to_path(row["path"]))
             if parent == folder:
@@ -617,20 +623,21 @@ class MilvusIndex:
 
     def faults(self) -> list[str]:
         """What is wrong with the index in itself, a line each."""
-        n, spare, folders = 0, -self.bits % 8, set(self.folders())
+        n, bits, folders = 0, self.bits, set(self.folders())
+        width, spare = -(-bits // 8), -bits % 8
         paths, counts = set(), dict.fromkeys(("twice", "code", "key", "folder", "digest"), 0)
         for row in self._all(self.name, "", [*FIELDS, "code", "path_key", "folder_key"]) if self._there else []:
             n, text, code = n + 1, row["path"], _code(row)
             folder = os.path.dirname(text)
             counts["twice"] += key_of(text) in paths
-            counts["code"] += bool(len(code) != self.width or (spare and code[-1] & (1 << spare) - 1))
+            counts["code"] += bool(len(code) != width or (spare and code[-1] & (1 << spare) - 1))
             counts["key"] += (row["path_key"], row["folder_key"]) != (key_of(text), key_of(folder))
             counts["folder"] += to_path(folder) not in folders
             counts["digest"] += len(row["digest"]) != 64
             paths.add(key_of(text))
         what = {
             "twice": "pictures have the path of another; search.py add of their folders removes the older ones",
-            "code": f"codes are not of {self.bits} bits",
+            "code": f"codes are not of {bits} bits",
             "key": "pictures are not found by their path",
             "folder": "pictures lie in a folder that is not known",
             "digest": "pictures have no content hash",
@@ -701,9 +708,9 @@ class MilvusIndex:
         """
         if not rows:
             return []
-        paths = {row.path for row in rows}
-        if any(len(row.code) != self.width for row in rows) or len(paths) < len(rows):
-            raise ValueError(f"codes for an index of {self.width} bytes of another width, or a path given twice")
+        paths, width = {row.path for row in rows}, self.width
+        if any(len(row.code) != width for row in rows) or len(paths) < len(rows):
+            raise ValueError(f"codes of another width than {width} bytes, or a path given twice")
         self._still_mine()
         before, ids = self._at(paths), self._new_ids(len(rows))
         folders = {os.path.dirname(path) for path in paths} - self._folders
@@ -769,7 +776,8 @@ class MilvusIndex:
             return
         folders = {os.path.dirname(to_path(row["path"])) for row in self._rows(ids, ["path"]).values()}
         self._delete(ids)
-        empty = [f for f in folders if not self._count(f"folder_key == {key_of(to_text(f))}", "Session")]
+        self._count("", "Strong")  # from here on what was removed is not seen
+        empty = [f for f in folders if not self._count(f"folder_key == {key_of(to_text(f))}")]
         self._drop_facts("folder", empty)
         self._folders -= set(empty)
 
