@@ -4,7 +4,8 @@
     python export.py --run runs/teacher --out teacher        # for the database, where students ask (ASHP)
 
 Everything is inside: evaluation's resize and crop, scaling, backbone, head, sign and packing. The codes are checked
-against those of evaluate.py before anything appears at --out.
+against those of evaluate.py before anything appears at --out. --precision float16 and int8 make the file smaller and
+int8 makes it quicker; what that costs is measured on validation images and said on the card.
 """
 
 from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
@@ -12,36 +13,43 @@ from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest i
 import argparse
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
+import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from torch import nn
 from tqdm import tqdm
 
 from data.dataset import HashingData
 from data.load import load_data
 from data.resize import resize
-from data.transforms import EVAL_VERSION, short_side
+from data.transforms import EVAL_VERSION, eval_transform, short_side
 from evaluate import Hasher, run_options
 from models.backbones import BACKBONES, FrozenBackbone, hash_state
 from models.heads import HashHead
 from models.trained import SELECTED_BY, Trained, read_run
-from retrieval.codes import pack
+from retrieval.codes import pack, unpack
 from retrieval.exported import CARD, FORMAT, MODEL, Exported
-from retrieval.relevance import measure
+from retrieval.metrics import mean_average_precision
+from retrieval.relevance import measure, relevance
 from utils.errors import UserError
 from utils.files import check_replaceable, folder_aside, write_json
 from utils.options import Parser, one_of
 from utils.runs import git_commit, read_summary
 
 OPSET = 20
-CHECKED = 1000  # images whose codes are compared with evaluate.py's
-MOST_DIFFERENT = 0.005  # share of their bits
+PRECISIONS = ("float32", "float16", "int8")
+CALIBRATION = 128  # training images that give int8 its ranges
+CHECKED = 1000  # images whose codes are compared with evaluate.py's; those that are validation queries also search
+SEARCHED = 4000  # images, at most, that they search
+MOST_DIFFERENT = 0.005  # share of the bits in float32
 LARGEST = 2**31 - 2**24  # bytes of a protobuf file, with room for the graph
 
 
@@ -53,6 +61,12 @@ def parse() -> argparse.Namespace:
         "--head",
         type=one_of(SELECTED_BY["student"]),
         help="of a student: chosen for asking its own codes (sshp, the default) or its teacher's (ashp)",
+    )
+    parser.add_argument(
+        "--precision",
+        type=one_of(PRECISIONS),
+        default="float32",
+        help="of the network; pixels are whole numbers in all",
     )
     parser.add_argument("--logits", action="store_true", help="the file gives the logits too")
     parser.add_argument("--data-dir", type=Path, help="where the images are now (default: where training found them)")
@@ -115,6 +129,58 @@ def network(backbone: FrozenBackbone, head: HashHead, size: int) -> onnx.ModelPr
     return to_onnx(Network(backbone.cpu(), head.cpu()), example, ["pixels"], ["code", "logits"])
 
 
+def in_half(network: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights kept in float16 and computed with in float32, which every runtime can, at the speed of float32."""
+    half = onnx.ModelProto()
+    half.CopyFrom(network)
+    casts = []
+    for tensor in half.graph.initializer:
+        weights = onnx.numpy_helper.to_array(tensor)
+        if weights.dtype != np.float32 or weights.size < 1024 or np.abs(weights).max() > np.finfo(np.float16).max:
+            continue  # biases and scaling weigh nothing
+        name = f"{tensor.name}_half"
+        casts.append(
+            onnx.helper.make_node("Cast", [name], [tensor.name], f"{tensor.name}_single", to=onnx.TensorProto.FLOAT)
+        )
+        tensor.CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float16), name))
+    nodes = [*casts, *half.graph.node]
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
+    return half
+
+
+class Pixels(CalibrationDataReader):
+    """What the network sees of some images, one after another."""
+
+    def __init__(self, images: HashingData, rows: np.ndarray, size: int):
+        views = (eval_transform(images.source[row], size, images.crop)[None].numpy() for row in rows)
+        self.batches = ({"pixels": one} for one in tqdm(views, "calibrating", len(rows), unit="img"))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+def in_bytes(network: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
+    """Weights and activations in 8 bits, a scale for each channel of weights; the last layer, which decides signs, in
+    float32."""
+    made_by = {output: node for node in network.graph.node for output in node.output}
+    last, node = [], made_by["logits"]
+    while True:  # up to the last layer with weights
+        last.append(node.name)
+        if node.op_type in ("Gemm", "MatMul"):
+            break
+        node = made_by[node.input[0]]
+    logging.disable(logging.WARNING)  # it asks for a preparation that the exporter has done
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / MODEL
+            how = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+            quantize_static(network, file, pixels, nodes_to_exclude=last, **how)
+            return onnx.load(file)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def joined(before: onnx.ModelProto, after: onnx.ModelProto, logits: bool) -> bytes:
     """One file of both, without what the exporter noted of this machine."""
     before, after = (
@@ -122,7 +188,11 @@ def joined(before: onnx.ModelProto, after: onnx.ModelProto, logits: bool) -> byt
         for model, prefix in ((before, "resize/"), (after, "network/"))
     )
     outputs = ["code", "logits"] if logits else ["code"]
+    before.ir_version = after.ir_version
     model = onnx.compose.merge_models(before, after, [("pixels", "pixels")], outputs=outputs, producer_name="export.py")
+    opsets = {one.domain: one for one in model.opset_import}.values()
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
     del model.graph.value_info[:], model.metadata_props[:]
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -134,26 +204,31 @@ def joined(before: onnx.ModelProto, after: onnx.ModelProto, logits: bool) -> byt
 
 
 class Job:
-    """What is exported and against what it is checked."""
+    """A run, its images, and how evaluate.py hashes them."""
 
     def __init__(self, args: argparse.Namespace):
-        self.run = read_run(args.run)
-        teacher = self.run.teacher is None
-        if teacher and args.head:
+        self.args, self.run = args, read_run(args.run)
+        self.teacher = self.run.teacher or self.run
+        if self.run is self.teacher and args.head:
             raise UserError(f"--head {args.head}: {args.run} is a teacher's run, which has one head")
-        self.metric = "map" if teacher else args.head or "sshp"
-        options = run_options(args, self.run)
-        self.images = load_data(options)
+        self.metric = "map" if self.run is self.teacher else args.head or "sshp"
+        self.options = run_options(args, self.run)
+        self.images = load_data(self.options)
         self.run.check_data(self.images.fingerprint, EVAL_VERSION)
-        self.hasher = Hasher(self.run, options, self.images)
+        self.hasher = Hasher(self.run, self.options, self.images)
         self.backbone, self.head = self.hasher.backbone, self.run.heads[self.metric]
         size = sum(p.numel() * p.element_size() for p in (*self.backbone.parameters(), *self.head.parameters()))
         if size > LARGEST:
-            raise UserError(
-                f"{self.backbone.name}: its weights take {size / 2**30:.1f} GiB, one ONNX file holds 2 at most"
-            )
+            raise UserError(f"{self.backbone.name}: its weights take {size / 2**30:.1f} GiB; one ONNX file holds 2 GiB")
 
-    def card(self, model: bytes) -> dict:
+    def write(self, folder: Path, model: bytes, precision: str, facts: dict | None = None) -> Exported:
+        """The model and its card, read back."""
+        (folder / MODEL).write_bytes(model)
+        card = self.card(precision) | {"model_sha256": hashlib.sha256(model).hexdigest()} | (facts or {})
+        write_json(folder / CARD, card)
+        return Exported(folder, os.cpu_count() or 1)
+
+    def card(self, precision: str) -> dict:
         run, packages = self.run, ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
         return {
             "format": FORMAT,
@@ -165,7 +240,7 @@ class Job:
             "licence": licence(run, self.backbone.name),
             "size": run.size,
             "crop": self.images.crop,
-            "precision": "float32",
+            "precision": precision,
             "head": hash_state(self.head),
             "chosen_by": self.metric,
             "teacher_head": run.teacher.head_hash if run.teacher else None,
@@ -173,10 +248,40 @@ class Job:
             "metrics": {"validation": read_summary(run.folder)["best"], "measure": measure(self.images)},
             "flipped_bits": 0.0,
             "map_kept": 1.0,
-            "model_sha256": hashlib.sha256(model).hexdigest(),
             "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
             "commit": git_commit(),
         }
+
+    def evaluated(self, rows: np.ndarray) -> np.ndarray:
+        """What evaluate.py --dump-codes writes of these images, uint8 [n, width]."""
+        return pack(self.hasher.codes(self.metric, rows))
+
+    def cost(self, exported: Exported, rows: np.ndarray, single: np.ndarray) -> dict:
+        """What a file of less precision loses: facts for its card.
+
+        Bits that flip are of images ``rows``, whose codes in float32 are ``single``. mAP is of the validation queries
+        among them; with either file's codes they search up to ``SEARCHED`` of what validation searches, hashed by the
+        same file, or by the teacher where the head was chosen to ask that.
+        """
+        codes, images = codes_of(exported, self.images, rows, "checking"), self.images
+        n, searched = min(len(images.val), len(rows)), spread(images.val_database, SEARCHED)
+        teacher = self.hasher if self.run is self.teacher else Hasher(self.teacher, self.options, images)
+        if self.metric == "ashp":
+            mine = others = pack(teacher.codes("map", searched))
+        else:
+            mine, others = codes_of(exported, images, searched, "searching"), self.evaluated(searched)
+        labels = relevance(images, rows[:n], searched, teacher.features)
+        now, before = (
+            mean_average_precision(unpack(asking, self.run.bits), unpack(asked, self.run.bits), *labels, images.k)
+            for asking, asked in ((codes[:n], mine), (single[:n], others))
+        )
+        flipped = different(codes, single, self.run.bits)
+        print(
+            f"{exported.card['precision']}: {flipped:.3%} of the bits flip; {measure(images)} of {n:,} validation "
+            f"queries {now:.4f}, in float32 {before:.4f}"
+        )
+        maps = {"map": now, "map_float32": before, "queries": n, "searched": len(searched)}
+        return {"flipped_bits": flipped, "map_kept": now / before if before else 1.0, "maps": maps}
 
 
 def licence(run: Trained, backbone: str) -> str:
@@ -197,29 +302,46 @@ def different(codes: np.ndarray, others: np.ndarray, bits: int) -> float:
     return int(np.bitwise_count(codes ^ others).sum()) / (len(codes) * bits)
 
 
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """Up to ``most`` of them, evenly."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+
+
+def agreement(job: Job, rows: np.ndarray, codes: np.ndarray) -> dict:
+    """Whether codes in float32 are evaluate.py's.
+
+    Raises:
+        UserError: too many bits differ.
+    """
+    share = different(codes, job.evaluated(rows), job.run.bits)
+    print(f"float32: {share:.3%} of the bits of {len(rows):,} images differ from evaluate.py's")
+    if share > MOST_DIFFERENT:
+        raise UserError(
+            f"{job.run.folder}: {share:.2%} of the exported codes' bits differ from evaluate.py's, more than "
+            f"{MOST_DIFFERENT:.1%}; nothing is written. Were its features made on a GPU? Try --device cpu"
+        )
+    return {"images": len(rows), "differs_from_evaluation": share}
+
+
 def main() -> None:
     args = parse()
     check_replaceable(args.out, CARD)
     job = Job(args)
+    images, size = job.images, job.run.size
     print(f"exporting {job.backbone.name} with its head of {job.run.bits} bits")
-    before = preprocessing(job.run.size, job.images.crop)
-    model = joined(before, network(job.backbone, job.head, job.run.size), args.logits)
-    with folder_aside(args.out, CARD) as folder:
-        (folder / MODEL).write_bytes(model)
-        card = job.card(model)
-        write_json(folder / CARD, card)
-        rows = np.unique(np.concatenate([job.images.val, job.images.val_database])[:CHECKED])
-        codes = codes_of(Exported(folder, os.cpu_count()), job.images, rows, "checking")
-        share = different(codes, pack(job.hasher.codes(job.metric, rows)), job.run.bits)
-        print(f"{share:.3%} of the bits of {len(rows):,} pictures differ from evaluate.py's")
-        if share > MOST_DIFFERENT:
-            raise UserError(
-                f"{args.run}: {share:.2%} of the exported codes' bits differ from those of evaluate.py, more than "
-                f"{MOST_DIFFERENT:.1%}; nothing is written. Were its features made on a GPU? Try --device cpu"
-            )
-        card["checked"] = {"images": len(rows), "differs_from_evaluation": share}
-        write_json(folder / CARD, card)
-    print(f"{args.out}: {len(model) / 1e6:.1f} MB")
+    before, after = preprocessing(size, images.crop), network(job.backbone, job.head, size)
+    rows = np.concatenate([images.val, images.val_database])[:CHECKED]
+    with folder_aside(args.out, CARD) as folder, tempfile.TemporaryDirectory() as aside:
+        model = joined(before, after, args.logits)
+        single = codes_of(job.write(Path(aside), model, "float32"), images, rows, "checking")
+        facts = {"checked": agreement(job, rows, single)}
+        if args.precision != "float32":
+            calibration = Pixels(images, spread(images.train, CALIBRATION), size)
+            after = in_half(after) if args.precision == "float16" else in_bytes(after, calibration)
+            model = joined(before, after, args.logits)
+            facts |= job.cost(job.write(folder, model, args.precision), rows, single)
+        job.write(folder, model, args.precision, facts)
+    print(f"{args.out}: {len(model) / 1e6:.1f} MB, {job.run.bits} bits a picture")
 
 
 if __name__ == "__main__":

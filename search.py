@@ -2,6 +2,7 @@
 
 python search.py add --index my.index --student EXPORT FOLDER...
 python search.py query --index my.index PICTURE... -k 20
+python search.py serve --index my.index
 """
 
 from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
@@ -19,10 +20,11 @@ from PIL import Image
 from data.decode import pixels_of
 from retrieval import adding, asking, encoding, montage
 from retrieval.exported import Exported
-from retrieval.index import Filters, Index, named
+from retrieval.index import Filters, Index
+from retrieval.index import named as called
 from utils.errors import UserError, some
 from utils.files import written_aside
-from utils.options import Parser, whole
+from utils.options import Parser, named, whole
 
 NAMED = 5  # files that could not be read, of which each is named; info names all
 EXPORTS = (".npz", ".parquet")
@@ -71,6 +73,22 @@ def parse() -> argparse.Namespace:
     options.add_argument("--unique", action="store_true", help="of files with the same bytes only the first added")
     options.add_argument("--json", action="store_true", help="print JSON, one object a query")
     options.add_argument("--montage", type=picture_file, metavar="FILE.png", help="draw queries and hits")
+
+    options = command(serve)
+    options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes the queries (default: as query)")
+    options.add_argument("--host", type=named, default="127.0.0.1", help="address to serve on; 0.0.0.0: every one")
+    options.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any that is free")
+    options.add_argument(
+        "--allow-host", nargs="+", default=[], metavar="NAME", help="names by which the server may be asked as well"
+    )
+
+    options = command(site)
+    options.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where it goes")
+    options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes the queries (default: as query)")
+    options.add_argument(
+        "--ort", metavar="FOLDER", help="ONNX Runtime Web's files, or the address of some (default: npm gets them)"
+    )
+    options.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where those that npm gets are kept")
 
     options = command(info)
     options.add_argument("--json", action="store_true", help="print JSON")
@@ -169,6 +187,29 @@ def query(args) -> None:
             print(f"{hit['rank']:5} {hit['distance']:4} bits  {hit['path']}")
 
 
+def serve(args) -> None:
+    """Serve a page and a JSON API to search by, until Ctrl-C."""
+    from retrieval import server  # which the other commands need not wait for
+
+    with open_index(args.index) as index:
+        server.serve(index, asking.model_of(index, args.student), args.host, args.port, args.allow_host)
+
+
+def site(args) -> None:
+    """Write a folder for any static host: the page, with the browser that hashes and searches."""
+    from retrieval import site as sites
+
+    sites.check_out(args.out)  # before npm is asked
+    with open_index(args.index) as index:
+        student = asking.model_of(index, args.student)
+        facts = sites.write_site(index, student, args.out, args.ort or sites.runtime(args.cache_dir))
+    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+    print(
+        f"{args.out}: {facts['pictures']:,} pictures, {size / 2**20:.1f} MiB; names, folders and thumbnails are open "
+        f"to whoever sees it. To try it: python -m http.server --bind 127.0.0.1 --directory {args.out} 8001"
+    )
+
+
 def info(args) -> None:
     """Say what is in the index."""
     with open_index(args.index) as index:
@@ -182,7 +223,7 @@ def info(args) -> None:
         f"{args.index}: {facts['pictures']:,} pictures in {facts['folders']:,} folders, "
         f"{facts['bytes'] / 2**20:.1f} MiB"
     )
-    print(f"model: {named(model)}, from {facts['student']}" if model else "model: none yet")
+    print(f"model: {called(model)}, from {facts['student']}" if model else "model: none yet")
     if broken:
         print(f"{len(broken):,} files are no readable pictures:")
         for file in broken:

@@ -31,9 +31,10 @@ def resize(image: torch.Tensor, size: int, short: int | None) -> torch.Tensor:
         top, left = _middle(new_height, size), _middle(new_width, size)
     first = _first(torch.arange(1) + top, height, new_height)
     rows = (first + torch.arange(_reach(size, height, new_height))).clamp(max=height - 1)
-    x = image[rows].transpose(0, 1)  # [W, rows the crop needs, ...]
-    x = _shrink(x, width, new_width, left, size).transpose(0, 1)
-    return _shrink(x, height, new_height, top, size, first)
+    # Plain transposes of a matrix, [rows the crop needs, W * C] and back: five times as fast as moving pixels.
+    x = image.flatten(2)[rows].flatten(1).T.unflatten(0, (width, -1))  # [W, C, rows]
+    x = _shrink(x, width, new_width, left, size).flatten(0, 1).T.unflatten(1, (size, -1))  # [rows, size, C]
+    return _shrink(x, height, new_height, top, size, first).unflatten(2, image.shape[2:])
 
 
 def _middle(length: int, size: int) -> int:
@@ -70,7 +71,7 @@ def _shift(n: int, m: int) -> torch.Tensor:
 
 
 def _shrink(x: torch.Tensor, n: int, m: int, start: int, size: int, origin=0) -> torch.Tensor:
-    """Resize the first dimension of uint8 [rows, ...] from n to m and give outputs start..start+size.
+    """Resize the first dimension of uint8 [rows, a, b] from n to m and give outputs start..start+size.
 
     Args:
         origin: which of the n rows is the first of x.
@@ -82,7 +83,20 @@ def _shrink(x: torch.Tensor, n: int, m: int, start: int, size: int, origin=0) ->
     total = weights.sum(2, keepdim=True)
     one = 2 ** _shift(n, m)
     weights = (2 * one * weights + total) // (2 * total)  # rounded
-    pixels = x[(j[:, 0] - origin).clamp(max=x.shape[0] - 1)].flatten(2)  # [blocks, reach, ...]
-    y = weights.double() @ pixels.double()  # whole numbers below 2^53: exact, in any order
-    y = torch.floor((y + one // 2) / one).clamp(max=255).to(torch.uint8)
-    return y.flatten(0, 1)[:size].unflatten(1, x.shape[1:])
+    pixels = x[(j[:, 0] - origin).clamp(max=x.shape[0] - 1)].flatten(2)  # [blocks, reach, a * b]
+    y = torch.floor((_product(weights, pixels) + one // 2) / one).clamp(max=255)
+    return y.to(torch.uint8).flatten(0, 1)[:size].unflatten(1, x.shape[1:])
+
+
+def _product(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """``weights @ pixels``, whole numbers below 2^15 and 2^8 whose sums stay below 2^31: float64, exact in any order.
+
+    An exported file multiplies bytes, which is several times as fast: the weights' upper and lower ones.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return weights.double() @ pixels.double()
+    both = torch.cat([weights // 256, weights % 256], dim=1).to(torch.uint8)
+    shape = (*both.shape[:2], pixels.shape[2])
+    sums = torch.onnx.ops.symbolic("MatMulInteger", (both, pixels), dtype=torch.int32, shape=shape)
+    upper, lower = sums.split(weights.shape[1], dim=1)
+    return (upper * 256 + lower).double()

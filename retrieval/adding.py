@@ -119,7 +119,7 @@ def add(index: Index, model: Model, roots: Sequence[Path], prune: bool = False, 
                 raise UserError(f"{root}: no picture is there any more (not mounted?); {FORGETTING} {root}")
         report.forgotten = index.remove(gone)
     else:
-        report.gone = len(gone)
+        report.gone = sum(isinstance(one, int) for one in gone)
     threads = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(todo), desc="adding", unit="img", disable=not todo) as bar:
         for batch in batches(in_order(pool, lambda file: look(index, model, file), todo, threads * AHEAD)):

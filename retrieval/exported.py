@@ -70,6 +70,7 @@ class Exported:
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False  # it would keep a plan for every size of picture
         options.log_severity_level = 3
+        options.add_session_config_entry("session.x64quantprecision", "1")  # int8 without saturation on old processors
         try:
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a dozen kinds, all without a common parent

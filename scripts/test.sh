@@ -1,6 +1,25 @@
 #!/bin/sh
-# Every test. Flags are passed on to pytest: sh scripts/test.sh -k brcd
+# Every test. Flags, or files, are passed on to pytest: sh scripts/test.sh -k brcd
+# Tests of the search page drive a browser: a Chromium on PATH, else Playwright's own, which is installed, else Debian's package
+# where this is root, else one line says what is missing and they are skipped.
 set -eu
 NEEDS=requirements-scale.txt
 . "$(dirname "$0")/env.sh"
-exec "$PY" -m pytest tests "$@"
+
+has_chromium() {
+    for name in chromium chromium-browser google-chrome google-chrome-stable; do
+        if command -v "$name" > /dev/null; then return; fi
+    done
+    "$PY" -c '
+import pathlib, sys
+from playwright.sync_api import sync_playwright
+with sync_playwright() as playwright:
+    sys.exit(not pathlib.Path(playwright.chromium.executable_path).exists())' 2> /dev/null
+}
+
+has_chromium || "$PY" -m playwright install chromium > /dev/null 2>&1 || {
+    [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null &&
+        { apt-get install -y -q chromium || { apt-get update -q && apt-get install -y -q chromium; }; } > /dev/null 2>&1
+} || echo "note: no Chromium: tests of the search page are skipped; put one on PATH (apt install chromium) and run again" >&2
+
+exec "$PY" -m pytest "$@"

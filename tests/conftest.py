@@ -4,6 +4,7 @@ checkout, and what touches tensors runs on every kind of device that this machin
 import io
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,6 +157,22 @@ def measured(shared, teacher):
         assert code == 0, out
         (folder / f"{words[0]}.out").write_text(out)
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser: one that is on PATH, or Playwright's own."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        path = next(filter(None, map(shutil.which, names)), own if Path(own).exists() else None)
+        if path is None:
+            pytest.skip("no Chromium: put one on PATH, or run: python -m playwright install chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=["--disable-gpu", "--disable-quic"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+// The engine behind the page where there is no server: the browser hashes and scans, in a worker.
+
+const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+const waiting = new Map();
+const urls = new Map(); // of thumbnails
+
+worker.addEventListener("message", ({ data: { number, result, error, share, total } }) => {
+  const { resolve, reject, report } = waiting.get(number);
+  if (share !== undefined) return report?.(share, total);
+  waiting.delete(number);
+  if (error) reject(new Error(error));
+  else resolve(result);
+});
+worker.addEventListener("error", (event) => {
+  for (const { reject } of waiting.values()) reject(new Error(`This browser can't run the search (${event.message || "no module workers"}).`));
+});
+
+export function call(name, value, report) {
+  return new Promise((resolve, reject) => {
+    const number = (call.number = (call.number ?? 0) + 1);
+    waiting.set(number, { resolve, reject, report });
+    worker.postMessage({ number, call: name, value });
+  });
+}
+
+export async function open(say) {
+  const info = await call("open", null, (share, total) =>
+    say(`Loading the network and the codes: ${Math.round(100 * share)} % of ${Math.ceil(total / 2 ** 20)} MiB`));
+  keep(say);
+  return info;
+}
+
+// Kept for use without a network, once all that is needed now is here.
+async function keep(say) {
+  if (!navigator.serviceWorker) return; // not on plain http
+  try {
+    await navigator.serviceWorker.register("sw.js");
+    const { active } = await navigator.serviceWorker.ready;
+    navigator.serviceWorker.addEventListener("message", ({ data }) => (document.documentElement.dataset.offline = data));
+    active.postMessage("keep");
+  } catch {} // a visitor who forbids it still can search
+}
+
+export const search = (question) => call("search", question);
+
+export async function thumbnail(id) {
+  if (!urls.has(id)) urls.set(id, URL.createObjectURL(await call("thumbnail", id)));
+  return urls.get(id);
+}
+
+export const original = () => null;

@@ -1,0 +1,199 @@
+// The engine of a site without a server, in a thread of its own: it decodes, hashes and scans.
+
+import { pixels } from "./pixels.js";
+
+const site = new URL("../", import.meta.url);
+let info, data, ort, session, words, code, folderOf;
+const shards = new Map(); // {names, sizes} by number, or a promise of them
+const thumbs = new Map(); // whole files of thumbnails
+let parts; // promise: whether the host gives parts of files
+
+async function get(address, options) {
+  let response;
+  try {
+    response = await fetch(address, options);
+  } catch {
+    throw new Error(`${new URL(address).pathname} can't be had: no network, and not kept for use without one`);
+  }
+  if (!response.ok) throw new Error(`${new URL(address).pathname} can't be had (status ${response.status})`);
+  return response;
+}
+
+// Large files, with word of how far they are; sizes are known beforehand, since hosts compress what they send.
+async function load(files, report) {
+  const total = files.reduce((sum, { size }) => sum + size, 0);
+  let done = 0;
+  return Promise.all(files.map(async ({ address, size }) => {
+    const whole = new Uint8Array(size);
+    let at = 0;
+    for (let reader = (await get(address)).body.getReader(); ; ) {
+      const part = await reader.read();
+      if (part.done) break;
+      if (at + part.value.length > size) throw new Error(`${address} is another one than this site was written with; load the page again`);
+      whole.set(part.value, at);
+      at += part.value.length;
+      done += part.value.length;
+      report(done / total, total);
+    }
+    if (at !== size) throw new Error(`${address} ended early; load the page again`);
+    return whole;
+  }));
+}
+
+const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
+async function open(report) {
+  info = await (await get(new URL("data/info.json", site), { cache: "no-cache" })).json();
+  data = new URL(`data/${info.version}/`, site);
+  const runtime = new URL(info.runtime.address, site);
+  const at = (name, base = data) => ({ address: new URL(name, base).href, size: info.sizes[name] });
+  const [model, codes, folders, wasm] = await load(
+    [at("model.onnx"), at("codes.bin"), at("folders.bin"), at(info.runtime.wasm, runtime)], report);
+  const hash = crypto.subtle && hex(await crypto.subtle.digest("SHA-256", model));
+  if (hash && hash !== info.student.model_sha256) throw new Error("model.onnx is damaged; load the page again");
+  ort = await import(new URL(info.runtime.module, runtime).href);
+  ort.env.wasm.numThreads = 1; // more would need headers that most hosts don't send
+  ort.env.wasm.wasmBinary = wasm.buffer;
+  session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], enableMemPattern: false });
+  code = codes;
+  words = padded(codes, info.pictures, info.width);
+  folderOf = new Uint32Array(folders.buffer);
+  return info;
+}
+
+// Codes [n, w] in whole words of 32 bits, zeros behind.
+function padded(codes, n, width) {
+  const wide = 4 * Math.ceil(width / 4);
+  if (wide === width) return new Uint32Array(codes.buffer);
+  const bytes = new Uint8Array(n * wide);
+  for (let row = 0; row < n; row++) bytes.set(codes.subarray(row * width, (row + 1) * width), row * wide);
+  return new Uint32Array(bytes.buffer);
+}
+
+function bits(word) {
+  word -= (word >>> 1) & 0x55555555;
+  word = (word & 0x33333333) + ((word >>> 2) & 0x33333333);
+  return Math.imul((word + (word >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
+}
+
+// Rows and distances of the k nearest, ascending, ties in the order of the rows: all are counted, none is guessed.
+export function nearest(query, database, width, k, radius, allowed) {
+  const n = database.length / width;
+  const distances = new Uint16Array(n);
+  const counts = new Uint32Array(32 * width + 1);
+  let searched = 0;
+  for (let row = 0, at = 0; row < n; row++, at += width) {
+    if (allowed && !allowed(row)) {
+      distances[row] = 65535;
+      continue;
+    }
+    let distance = 0;
+    for (let i = 0; i < width; i++) distance += bits(query[i] ^ database[at + i]);
+    distances[row] = distance;
+    counts[distance]++;
+    searched++;
+  }
+  const starts = new Uint32Array(counts.length + 1);
+  let last = -1; // the greatest distance that is shown
+  for (let d = 0; d < counts.length && d <= radius && starts[d] < k; d++) {
+    starts[d + 1] = starts[d] + counts[d];
+    last = d;
+  }
+  const found = Math.min(k, last < 0 ? 0 : starts[last + 1]);
+  const rows = new Uint32Array(found);
+  for (let row = 0, left = found; row < n && left; row++) {
+    if (distances[row] > last) continue;
+    const place = starts[distances[row]]++;
+    if (place < found) {
+      rows[place] = row;
+      left--;
+    }
+  }
+  return { searched, rows, distances };
+}
+
+async function hashed(file) {
+  let picture;
+  try {
+    picture = await pixels(file, info.max_pixels);
+  } catch (error) {
+    throw new Error(`${file.name || "picture"}: ${error.message}`);
+  }
+  const image = new ort.Tensor("uint8", picture.rgb, [picture.height, picture.width, 3]);
+  const { code } = await session.run({ image }, ["code"]);
+  const bytes = code.data.slice();
+  code.dispose();
+  return bytes;
+}
+
+function shard(number) {
+  if (!shards.has(number)) {
+    const promise = get(new URL(`names-${number}.json`, data)).then((response) => response.json());
+    promise.catch(() => shards.delete(number)); // the next one may be luckier
+    shards.set(number, promise);
+  }
+  return shards.get(number);
+}
+
+async function path(row) {
+  const { names } = await shard(Math.floor(row / info.shard));
+  const folder = info.folders[folderOf[row]];
+  return folder ? `${folder}/${names[row % info.shard]}` : names[row % info.shard];
+}
+
+async function search({ file, id, k, radius, folder }) {
+  if (!info.pictures) throw new Error("the index is empty");
+  if (!file && !(id >= 0 && id < info.pictures)) throw new Error(`this site has no picture ${id}`);
+  const begun = performance.now();
+  const query = new Uint8Array(4 * Math.ceil(info.width / 4));
+  query.set(file ? await hashed(file) : code.subarray(id * info.width, (id + 1) * info.width));
+  const ready = performance.now();
+  const inside = folder && info.folders.map((name) => name === folder || name.startsWith(`${folder}/`));
+  const { searched, rows, distances } = nearest(new Uint32Array(query.buffer), words, query.length / 4, k,
+    radius ?? Infinity, inside && ((row) => inside[folderOf[row]]));
+  const done = performance.now();
+  return {
+    query: file ? file.name || "picture" : await path(id),
+    hash_ms: file ? ready - begun : 0,
+    search_ms: done - ready,
+    searched,
+    results: await Promise.all(Array.from(rows, async (row, i) => (
+      { rank: i + 1, path: await path(row), distance: distances[row], id: row }))),
+  };
+}
+
+// Whole files of thumbnails, a few of them: where the host gives no parts, or they are kept for use without a network.
+function whole(number, blob) {
+  blob.catch(() => thumbs.delete(number));
+  thumbs.set(number, blob);
+  if (thumbs.size > 64) thumbs.delete(thumbs.keys().next().value);
+}
+
+const part = (address, from, to) => get(address, { headers: { Range: `bytes=${from}-${to}` } });
+
+// A thumbnail as a Blob.
+async function thumbnail(id) {
+  const number = Math.floor(id / info.shard);
+  const { sizes } = await shard(number);
+  const at = id % info.shard;
+  const start = sizes.slice(0, at).reduce((sum, size) => sum + size, 0);
+  const address = new URL(`thumbs-${number}.bin`, data);
+  const inParts = await (parts ??= part(address, 0, 0).then((response) => response.status === 206 && response.arrayBuffer()));
+  if (!thumbs.has(number)) {
+    const response = inParts && (await part(address, start, start + sizes[at] - 1));
+    if (response?.status === 206) return new Blob([await response.arrayBuffer()], { type: "image/jpeg" });
+    whole(number, response ? response.blob() : get(address).then((all) => all.blob()));
+  }
+  return (await thumbs.get(number)).slice(start, start + sizes[at], "image/jpeg");
+}
+
+const calls = { open, search, thumbnail, hashed };
+
+addEventListener("message", async ({ data: { number, call, value } }) => {
+  const report = (share, total) => postMessage({ number, share, total });
+  try {
+    postMessage({ number, result: await calls[call](call === "open" ? report : value) });
+  } catch (error) {
+    postMessage({ number, error: error.message || String(error) });
+  }
+});

@@ -1,0 +1,416 @@
+"""The search page and its JSON API over one index.
+
+What comes over the network is data, never a path, HTML or code; a query writes nothing.
+"""
+
+import asyncio
+import hashlib
+import ipaddress
+import json
+import os
+import socket
+import stat
+import time
+import warnings
+from asyncio import to_thread
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.formparsers import MultiPartParser
+
+from data.decode import FORMATS, pixels_of
+from retrieval.asking import answers
+from retrieval.exported import Exported, may_ask
+from retrieval.index import Filters, Index, Record
+from utils.errors import UserError, first_line
+
+PAGE = Path(__file__).parent / "page"
+MAX_UPLOAD = 32 * 2**20  # bytes
+MAX_BODY = MAX_UPLOAD + 2**16  # the form around it
+MAX_PIXELS = 64_000_000
+MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
+MAX_K = 1000
+MAX_ID = 2**63 - 1
+ASKING = 16  # queries at once, those that wait among them
+SECONDS = 60  # for one query, its upload included
+EXAMPLES = 24  # pictures to begin with
+TOO_LARGE = f"larger than {MAX_UPLOAD // 2**20} MiB; make the picture smaller"
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+# A picture that is opened by itself: it may run nothing, whatever is hidden in it.
+ORIGINAL = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
+
+
+class Result(BaseModel):
+    rank: int
+    path: str
+    distance: int
+    id: int
+
+
+class Answer(BaseModel):
+    query: str
+    hash_ms: float
+    search_ms: float
+    searched: int
+    results: list[Result]
+
+
+class Example(BaseModel):
+    id: int
+    path: str
+
+
+class Info(BaseModel):
+    pictures: int
+    bits: int
+    folders: list[str]
+    student: dict
+    examples: list[Example]
+    max_upload: int
+    max_pixels: int
+    max_k: int
+    problem: str | None  # why no query can be answered
+
+
+class Failure(BaseModel):
+    error: str
+
+
+class Ascii(JSONResponse):
+    """JSON of any file name: bytes that are no UTF-8 are escapes in it."""
+
+    def render(self, content) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
+def read_picture(content: bytes, name: str) -> np.ndarray:
+    """An upload as uint8 RGB [H, W, 3].
+
+    Raises:
+        HTTPException: no picture of the formats that are named, a damaged one, or one too large.
+    """
+    try:
+        try:
+            with Image.open(BytesIO(content), formats=FORMATS) as image:
+                width, height = image.size
+        except Image.DecompressionBombError:
+            width = height = MAX_PIXELS
+        except UnidentifiedImageError:
+            return pixels_of(BytesIO(content), name)  # which says it
+        if width * height > MAX_PIXELS:
+            raise HTTPException(413, f"{name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise HTTPException(413, f"{name}: {width} x {height} is a strip; cut a part of it")
+        return pixels_of(BytesIO(content), name, upright=True)
+    except HTTPException:
+        raise
+    except UserError as error:
+        raise HTTPException(415, str(error)) from None
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        formats = ", ".join(FORMATS)
+        raise HTTPException(415, f"{name}: not a readable picture of {formats} ({first_line(error)})") from None
+
+
+def read_original(record: Record) -> tuple[bytes, str]:
+    """(content, media type) of an indexed file, if it is still the one that was indexed.
+
+    Raises:
+        HTTPException: it is gone, or another one.
+    """
+    again = "`search.py add` of its folder mends the index"
+    try:  # what has taken its name may be a pipe, which would never end
+        with open(os.open(record.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            facts = os.fstat(file.fileno())
+            same = stat.S_ISREG(facts.st_mode) and facts.st_size == record.size
+            content = file.read(record.size) if same else b""
+    except OSError as error:
+        raise HTTPException(410, f"{record.path}: can't be opened ({error.strerror}); {again}") from None
+    if not same or hashlib.sha256(content).hexdigest() != record.digest:
+        raise HTTPException(409, f"{record.path}: changed since it was indexed; {again}")
+    with Image.open(BytesIO(content), formats=FORMATS) as image:
+        return content, Image.MIME["JPEG" if image.format == "MPO" else image.format]
+
+
+def local_name(host: str, allowed: Collection[str]) -> bool:
+    """Whether a Host header names this machine; a name that another site points here (DNS rebinding) does not."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.removeprefix("[").removesuffix("]").rstrip(".").lower()
+    try:
+        ipaddress.ip_address(name)  # no page comes from an address that its owner does not hold
+        return True
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost") or name in allowed
+
+
+class Guard:
+    """Around the app: whose name is asked, who asks, how many at once and for how long; headers on every answer."""
+
+    def __init__(self, app, allowed: Collection[str] = ()):
+        self.app, self.allowed, self.asking = app, {name.lower() for name in allowed}, 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started = False
+
+        async def with_headers(message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                present = {name.lower() for name, _ in message["headers"]}
+                ours = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                message["headers"] = [*message["headers"], *(h for h in ours if h[0] not in present)]
+            await send(message)
+
+        if refusal := self.refusal(scope):
+            return await refusal(scope, receive, with_headers)
+        if scope["method"] != "POST":
+            return await self.app(scope, receive, with_headers)
+        self.asking += 1
+        try:
+            async with asyncio.timeout(SECONDS):
+                await self.app(scope, receive, with_headers)
+        except TimeoutError:
+            if not started:
+                await failure(503, f"it took longer than {SECONDS} s; send a smaller picture, or try again later")(
+                    scope, receive, with_headers
+                )
+        finally:
+            self.asking -= 1
+
+    def refusal(self, scope) -> Response | None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if not local_name(host, self.allowed):
+            return failure(421, f"this server is not called {host[:100]!r}; serve --allow-host lets it be")
+        if scope["method"] != "POST":
+            return None
+        foreign = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+        if foreign or headers.get("origin", f"//{host}").rpartition("//")[2] != host:
+            return failure(403, "a page of another site may not ask here")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY:
+            return failure(413, TOO_LARGE)
+        if self.asking >= ASKING:
+            return failure(503, f"busy with {self.asking} queries; try again in a moment", {"Retry-After": "1"})
+        return None
+
+
+def failure(status: int, reason: str, headers: dict | None = None) -> Response:
+    return Ascii({"error": reason}, status, headers)
+
+
+class Searcher:
+    """An index and the student that asks it."""
+
+    def __init__(self, index: Index, student: Exported):
+        self.index, self.student = index, student
+
+    def problem(self) -> str | None:
+        """Why no query can be answered now."""
+        if not len(self.index):
+            return "the index is empty; add pictures: python search.py add --index INDEX --student STUDENT FOLDER"
+        try:
+            may_ask(self.student.card, self.index.card)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def record(self, id: int) -> Record:
+        try:
+            return self.index.record(id)
+        except KeyError:
+            raise HTTPException(404, f"the index has no picture {id}; it may have been removed") from None
+
+    def search(self, query: tuple[str, np.ndarray, float], k: int, radius: int | None, folder: str | None) -> dict:
+        """The answer to (name, code uint8 [w], milliseconds of its hashing)."""
+        if problem := self.problem():
+            raise HTTPException(409, problem)
+        return answers(self.index, [query], k, radius, Filters(folder=folder or None))[0]
+
+    def info(self) -> dict:
+        ids = self.index.codes()[0]
+        few = ids[np.linspace(0, len(ids) - 1, min(EXAMPLES, len(ids))).astype(int)]
+        return {
+            "pictures": len(ids),
+            "bits": self.student.bits,
+            "folders": self.index.folders(),
+            "student": self.student.card,
+            "examples": [dict(id=r.id, path=r.path) for r in self.index.records(few.tolist())],
+            "max_upload": MAX_UPLOAD,
+            "max_pixels": MAX_PIXELS,
+            "max_k": MAX_K,
+            "problem": self.problem(),
+        }
+
+
+Id = Annotated[int, InPath(ge=0, le=MAX_ID)]
+
+
+def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
+    """The ASGI application: page, API and pictures.
+
+    Args:
+        allowed: names, beside addresses and localhost, by which the server may be asked.
+    """
+    MultiPartParser.spool_max_size = 2 * MAX_UPLOAD  # uploads stay in memory: a query writes nothing
+    searcher = Searcher(index, student)
+    hashing = ThreadPoolExecutor(os.cpu_count() or 1, "hashing")
+    files = {file.name: file.read_bytes() for file in PAGE.iterdir() if file.suffix in TYPES}
+    app = FastAPI(
+        title="Search by picture",
+        description="Pictures that are near a picture, by the Hamming distance of their codes.",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MAX_BODY,  # of a request that does not say its length, too
+        form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 2**14},
+        responses={"4XX": {"model": Failure}, "5XX": {"model": Failure}},
+    )
+
+    async def hashed(function, *args):
+        """What takes long has threads of its own, so that thumbnails don't wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(hashing, function, *args)
+
+    @app.exception_handler(AnyHTTPException)
+    async def refused(_, error: AnyHTTPException) -> Response:
+        reason = TOO_LARGE if error.detail == "Content Too Large" else error.detail
+        return failure(error.status_code, reason, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_, error: RequestValidationError) -> Response:
+        reasons = (f"{'.'.join(map(str, e['loc'][1:])) or 'request'}: {e['msg']}" for e in error.errors())
+        return failure(422, "; ".join(reasons))
+
+    @app.exception_handler(Exception)
+    async def broken(_, error: Exception) -> Response:
+        if isinstance(error, UserError):  # an index that has gone or is damaged
+            return failure(503, str(error))
+        return failure(500, f"the server failed ({type(error).__name__}); its log says how")
+
+    def hash_upload(content: bytes, name: str) -> tuple[str, np.ndarray, float]:
+        start = time.perf_counter()
+        return name, student.code(read_picture(content, name)), 1000 * (time.perf_counter() - start)
+
+    @app.post("/api/search", responses={200: {"model": Answer}})
+    async def search(
+        file: Annotated[UploadFile | None, File(description="the picture to search by; or give id")] = None,
+        id: Annotated[int | None, Form(ge=0, le=MAX_ID, description="of an indexed picture")] = None,
+        k: Annotated[int, Form(ge=1, le=MAX_K, description="how many of the nearest")] = 100,
+        radius: Annotated[int | None, Form(ge=0, le=2**16, description="none that is farther")] = None,
+        folder: Annotated[str | None, Form(max_length=4096, description="only pictures below it")] = None,
+    ) -> Ascii:
+        """The pictures nearest to one that is sent, or to one of the index, ties in the order added."""
+        if (file is None) == (id is None):
+            raise HTTPException(422, "send a picture as file, or the id of an indexed one: one of the two")
+        if file is None:
+            query = (await to_thread(searcher.record, id)).path, await to_thread(index.code_of, id), 0.0
+        else:
+            name = (file.filename or "picture")[:200]
+            content = await file.read()
+            if not content:
+                raise HTTPException(415, f"{name}: it is empty")
+            if len(content) > MAX_UPLOAD:
+                raise HTTPException(413, f"{name}: {TOO_LARGE}")
+            query = await hashed(hash_upload, content, name)
+        return Ascii(await to_thread(searcher.search, query, k, radius, folder))
+
+    @app.get("/api/info", responses={200: {"model": Info}})
+    async def info() -> Ascii:
+        """What is searched, by which network, and what a query may be."""
+        return Ascii(await to_thread(searcher.info))
+
+    @app.get("/thumbnail/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+    async def thumbnail(id: Id, request: Request) -> Response:
+        """A small JPEG of an indexed picture, kept in the index."""
+        # Asked for anew each time: another index may be served here tomorrow, with other pictures of the same ids.
+        headers = {"ETag": f'"{(await to_thread(searcher.record, id)).digest}"', "Cache-Control": "private, no-cache"}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(await to_thread(index.thumbnail, id), media_type="image/jpeg", headers=headers)
+
+    @app.get("/original/{id}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
+    async def original(id: Id) -> Response:
+        """The file itself, if it is still the one that was indexed."""
+        record = await to_thread(searcher.record, id)
+        content, kind = await hashed(read_original, record)
+        return Response(content, media_type=kind, headers={"Cache-Control": "private, no-cache", **ORIGINAL})
+
+    def page(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404, "there is no such page")
+        return Response(files[name], media_type=TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
+
+    app.get("/", include_in_schema=False)(lambda: page("index.html"))
+    app.get("/docs", include_in_schema=False)(lambda: page("docs.html"))
+    app.get("/page/{name}", include_in_schema=False)(page)
+    return Guard(app, allowed)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises UserError where nothing can listen there."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
+
+
+def serve(index: Index, student: Exported, host: str, port: int, allowed: Collection[str] = ()) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        UserError: the address is taken.
+    """
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, by whoever sends it
+    names = {socket.gethostname(), socket.getfqdn(), host} if not is_loopback(host) else set()
+    app = make_app(index, student, names | set(allowed))
+    sock = listen(host, port)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+        limit_concurrency=1000,  # connections
+        timeout_graceful_shutdown=5,
+    )
+    shown = f"[{host}]" if ":" in host else host
+    print(f"{len(index):,} pictures on http://{shown}:{sock.getsockname()[1]} (Ctrl-C ends)", flush=True)
+    if not is_loopback(host):
+        print("note: everybody who reaches this machine can search, and open every picture of the index", flush=True)
+    try:
+        uvicorn.Server(config).run(sockets=[sock])
+    except KeyboardInterrupt:
+        print("\nstopped", flush=True)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

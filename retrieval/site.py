@@ -1,0 +1,214 @@
+"""A search page for any static host: the browser hashes the query with the exported student and scans the codes itself.
+
+index.html sw.js page/           the page, and what keeps it for use without a network
+data/info.json                   what is searched; names the state, VERSION, that the other files are of
+data/VERSION/model.onnx          the exported student
+data/VERSION/codes.bin           uint8 [n, w], in the order added; folders.bin: uint32 [n], places in info's folders
+data/VERSION/names-S.json        {names, sizes} of a shard of pictures; thumbs-S.bin: its thumbnails, one after another
+ort/                             ONNX Runtime Web, which npm has
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from retrieval.exported import MODEL, Exported
+from retrieval.index import Index
+from retrieval.server import EXAMPLES, MAX_K, MAX_PIXELS, PAGE
+from utils.errors import UserError, first_line
+from utils.files import read_json, write_json, written_aside
+
+FORMAT = 1
+SHARD = 256  # pictures
+MAX_UPLOAD = 512 * 2**20  # bytes of a query's file, which stays in the browser
+ORT = "1.30.0"  # of onnxruntime-web
+ORT_FILES = {"module": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}
+ORT_BYTES = 14_239_897  # of the second, where it is loaded from elsewhere
+# npm's own checksum of that version.
+ORT_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+WAYS = (
+    f"install Node.js, whose npm gets it; or name a folder that has {' and '.join(ORT_FILES.values())} by --ort; or "
+    f"let visitors load it from elsewhere: --ort https://cdn.jsdelivr.net/npm/onnxruntime-web@{ORT}/dist/"
+)
+PAGE_FILES = ("page.css", "page.js", "browser.js", "worker.js", "pixels.js", "icon.svg")
+
+
+def runtime(cache: Path) -> Path:
+    """The folder that holds ONNX Runtime Web's files, got by npm the first time.
+
+    Raises:
+        UserError: there is no npm, or it can't get them.
+    """
+    folder = cache / f"onnxruntime-web-{ORT}"
+    if all((folder / name).exists() for name in ORT_FILES.values()):
+        return folder
+    if not (npm := shutil.which("npm")):
+        raise UserError(f"ONNX Runtime Web is needed, and there is no npm: {WAYS}")
+    with tempfile.TemporaryDirectory() as aside:
+        words = [npm, "pack", f"onnxruntime-web@{ORT}", "--silent", "--pack-destination", aside]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=900, cwd=aside)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"npm did not get ONNX Runtime Web in 15 minutes; try again, or {WAYS}") from None
+        package = next(Path(aside).glob("*.tgz"), None)
+        if done.returncode or package is None:
+            raise UserError(f"npm could not get ONNX Runtime Web ({first_line(done.stderr)}); try again, or {WAYS}")
+        content = package.read_bytes()
+        if base64.b64encode(hashlib.sha512(content).digest()).decode() != ORT_SHA512:
+            raise UserError("npm got another onnxruntime-web than the one that was tested; try again")
+        with tarfile.open(package) as tar:
+            for name in ORT_FILES.values():
+                with written_aside(folder / name) as file:
+                    file.write(tar.extractfile(f"package/dist/{name}").read())
+    return folder
+
+
+def common(folders: list[str]) -> str:
+    """The folder above all of them, which the site does not name."""
+    return os.path.commonpath(folders) if folders else ""
+
+
+def shown(name: str) -> str:
+    """A name as text, whatever bytes it is of."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def write_data(index: Index, student: Exported, folder: Path) -> dict:
+    """Codes, names, thumbnails and the model; returns what info.json says of them."""
+    ids, codes = index.codes()
+    folders = index.folders()
+    place = {path: n for n, path in enumerate(folders)}
+    top = common(folders)
+    places = np.zeros(len(ids), "<u4")
+    for number in tqdm(range(-(-len(ids) // SHARD)), "writing", unit="shard"):
+        part = slice(number * SHARD, (number + 1) * SHARD)
+        records = index.records(ids[part].tolist())
+        places[part] = [place[os.path.dirname(record.path)] for record in records]
+        thumbnails = [index.thumbnail(record.id) for record in records]
+        (folder / f"thumbs-{number}.bin").write_bytes(b"".join(thumbnails))
+        names = [shown(os.path.basename(record.path)) for record in records]
+        write_json(folder / f"names-{number}.json", {"names": names, "sizes": [len(t) for t in thumbnails]})
+    (folder / "codes.bin").write_bytes(codes.tobytes())
+    (folder / "folders.bin").write_bytes(places.tobytes())
+    shutil.copyfile(student.folder / MODEL, folder / MODEL)
+    below = ["" if path == top else shown(os.path.relpath(path, top)) for path in folders]
+    some = np.linspace(0, len(ids) - 1, min(EXAMPLES, len(ids))).astype(int).tolist()
+    examples = [(row, index.record(ids[row].item()).path) for row in some]
+    return {
+        "format": FORMAT,
+        "pictures": len(ids),
+        "bits": student.bits,
+        "width": student.width,
+        "shard": SHARD,
+        "student": student.card,
+        "folders": below,
+        "examples": [{"id": row, "path": shown(os.path.relpath(path, top))} for row, path in examples],
+        "max_upload": MAX_UPLOAD,
+        "max_pixels": MAX_PIXELS,
+        "max_k": MAX_K,
+        "problem": None if len(ids) else "the index was empty when this site was written",
+        "sizes": {name: (folder / name).stat().st_size for name in ("codes.bin", "folders.bin", MODEL)},
+    }
+
+
+def page_files(ort: str) -> dict[str, bytes]:
+    """What stands beside the data: by name, the page that takes the browser as its engine."""
+    elsewhere = f" {'/'.join(ort.split('/')[:3])}" if "://" in ort else ""
+    policy = (
+        f"default-src 'none'; script-src 'self' 'wasm-unsafe-eval'{elsewhere}; style-src 'self'; img-src 'self' blob:; "
+        f"connect-src 'self'{elsewhere}; worker-src 'self'; base-uri 'none'; form-action 'none'"
+    )
+    html = (PAGE / "index.html").read_text(encoding="utf-8")
+    html = html.replace('data-engine="server"', 'data-engine="browser"')
+    html = html.replace("<head>", f'<head>\n<meta http-equiv="Content-Security-Policy" content="{policy}">')
+    html = html.replace('<a id="api" href="docs">API</a>', '<span id="api"></span>')
+    return {"index.html": html.encode(), **{f"page/{name}": (PAGE / name).read_bytes() for name in PAGE_FILES}}
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError where a site would be mixed with something else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        ours = read_json(out / "data" / "info.json").get("format") == FORMAT
+    except (UserError, OSError):
+        ours = False
+    if not ours:
+        raise UserError(f"--out {out}: holds something else than a site; name a new folder")
+
+
+def write_site(index: Index, student: Exported, out: Path, ort: str | Path) -> dict:
+    """Write the site, or a new state of it, into ``out``; a visitor meets one state or the other.
+
+    Args:
+        ort: the folder with ONNX Runtime Web's files, or the address where visitors find them.
+
+    Returns:
+        info.json's content.
+
+    Raises:
+        UserError: ``out`` holds something else, or ``ort`` lacks a file.
+    """
+    check_out(out)
+    here = "://" not in str(ort)
+    if missing := [name for name in ORT_FILES.values() if here and not (Path(ort) / name).is_file()]:
+        raise UserError(f"{ort}: no {' and no '.join(missing)} in it; {WAYS}")
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    address = "ort/" if here else str(ort).rstrip("/") + "/"
+    with tempfile.TemporaryDirectory(prefix=".", dir=out / "data") as aside:
+        folder = Path(aside) / "state"
+        folder.mkdir()
+        info = write_data(index, student, folder) | {"runtime": {"address": address, **ORT_FILES}}
+        wasm = ORT_FILES["wasm"]
+        info["sizes"][wasm] = (Path(ort) / wasm).stat().st_size if here else ORT_BYTES
+        files = page_files(address)
+        if here:
+            files |= {f"ort/{name}": (Path(ort) / name).read_bytes() for name in ORT_FILES.values()}
+        info["version"] = version = state(folder, files, info)
+        if (out / "data" / version).exists():
+            shutil.rmtree(out / "data" / version)
+        folder.rename(out / "data" / version)
+    for name, content in files.items():
+        with written_aside(out / name) as file:
+            file.write(content)
+    write_json(out / "data" / "info.json", info)
+    with written_aside(out / "sw.js") as file:
+        file.write(worker(out, info, files))
+    for old in (out / "data").iterdir():  # other states, and what a killed writing has left
+        if old.is_dir() and old.name != version:
+            shutil.rmtree(old)
+    return info
+
+
+def state(folder: Path, files: dict[str, bytes], info: dict) -> str:
+    """A name for all of the site's contents."""
+    digest = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
+    for content in (
+        *(p.read_bytes() for p in sorted(folder.iterdir())),
+        *files.values(),
+        (PAGE / "sw.js").read_bytes(),
+    ):
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
+
+
+def worker(out: Path, info: dict, files: dict[str, bytes]) -> bytes:
+    """sw.js with the names of the files that it keeps: the thumbnails after the rest."""
+    data = f"data/{info['version']}"
+    written = sorted(f"{data}/{path.name}" for path in (out / data).iterdir())
+    later = [name for name in written if "/thumbs-" in name]
+    ort = info["runtime"]
+    elsewhere = [ort["address"] + ort[key] for key in ORT_FILES] if "://" in ort["address"] else []
+    first = ["./", *files, "data/info.json", *elsewhere, *(name for name in written if name not in later)]
+    content = json.dumps({"version": info["version"], "first": first, "later": later})
+    script = (PAGE / "sw.js").read_text(encoding="utf-8")
+    return script.replace("/* FILES */ {}", content).encode()

@@ -1,0 +1,636 @@
+"""The server behind the page, asked as any program may ask it; and the page in a real browser."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from conftest import ROOT, command_line
+from exports import write_export
+from playwright.sync_api import expect
+from small_search import MARKUP, PHONE, add, as_bytes, draw, drop, opened, paste, running, shown, write_index
+from starlette.testclient import TestClient
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+from search_page import mutated
+
+from retrieval import server
+from retrieval.exported import Exported
+from retrieval.index import Filters, Index
+from retrieval.server import listen, make_app
+
+HERE = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return write_index(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture
+def index(made):
+    with Index(made[0]) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(index, made):
+    return TestClient(make_app(index, made[1]), HERE, raise_server_exceptions=False)
+
+
+def ask(client, content: bytes | None = None, name="x.png", headers=None, **form):
+    files = None if content is None else {"file": (name, content)}
+    return client.post("/api/search", data=form, files=files, headers=headers)
+
+
+def refused(response, *statuses: int) -> str:
+    """The reason, which every refusal has, and only that."""
+    assert response.status_code in statuses, response.text
+    assert list(response.json()) == ["error"] and response.json()["error"]
+    return response.json()["error"]
+
+
+# What is answered
+
+
+def test_answers_are_those_of_the_index(client, index, made):
+    picture = draw(7, (333, 211))
+    code = made[1].code(np.asarray(picture))[None]
+    for form, where in (({}, Filters()), ({"folder": str(made[0].parent / "pictures/b")}, None)):
+        where = where or Filters(folder=form["folder"])
+        answer = ask(client, as_bytes(picture), k=30, radius=28, **form).json()
+        expected = index.search(code, 30, 28, where)[0]
+        assert answer["query"] == "x.png" and answer["hash_ms"] > 0 and answer["search_ms"] > 0
+        assert answer["searched"] == (60 if form else 90) and len(expected) > 3
+        assert answer["results"] == [
+            {"rank": rank, "path": hit.path, "distance": hit.distance, "id": hit.id}
+            for rank, hit in enumerate(expected, 1)
+        ]
+
+
+def test_a_result_finds_itself_and_new_pictures_are_found_at_once(client, index, made, tmp_path):
+    some = index.codes()[0][40].item()
+    answer = ask(client, id=some, k=5).json()
+    assert answer["results"][0]["distance"] == 0 and answer["hash_ms"] == 0
+    assert answer["query"] == index.record(some).path
+    path = tmp_path / "new.png"
+    draw(12345).save(path)
+    with Index(made[0], write=True) as writer:
+        added = add(writer, made[1], path)
+        assert ask(client, path.read_bytes(), k=1).json()["results"][0]["id"] == added
+        assert client.get(f"/thumbnail/{added}").status_code == 200
+        assert client.get("/api/info").json()["pictures"] == 91
+        writer.remove([added])
+    assert ask(client, path.read_bytes(), k=1).json()["results"][0]["id"] != added
+    refused(client.get(f"/thumbnail/{added}"), 404)
+
+
+def test_names_of_any_bytes_are_answered(client, made, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff\xfe.png")
+    draw(777).save(path)
+    with Index(made[0], write=True) as writer:
+        added = add(writer, made[1], path)
+        try:
+            assert ask(client, path.read_bytes(), k=1).json()["results"][0]["path"] == str(path)
+            assert client.get(f"/original/{added}").content == path.read_bytes()
+            path.unlink()
+            refused(client.get(f"/original/{added}"), 410)
+        finally:
+            writer.remove([added])
+
+
+def test_info_says_what_is_searched(client, index, made):
+    info = client.get("/api/info").json()
+    assert (info["pictures"], info["bits"], info["problem"]) == (90, 64, None)
+    assert info["folders"] == index.folders() and len(info["folders"]) == 3
+    assert info["student"]["model_sha256"] == made[1].hash
+    assert len({example["id"] for example in info["examples"]}) == server.EXAMPLES
+
+
+def test_thumbnails_and_originals(client, index):
+    for picture in index.codes()[0][:3].tolist():
+        small = client.get(f"/thumbnail/{picture}")
+        assert small.content == index.thumbnail(picture) and small.headers["content-type"] == "image/jpeg"
+        again = client.get(f"/thumbnail/{picture}", headers={"If-None-Match": small.headers["etag"]})
+        assert again.status_code == 304 and not again.content
+        whole = client.get(f"/original/{picture}")
+        assert whole.content == Path(index.record(picture).path).read_bytes()
+        assert whole.headers["content-type"] == "image/jpeg" and "sandbox" in whole.headers["content-security-policy"]
+
+
+def test_an_original_that_changed_or_is_gone_is_refused(made, tmp_path):
+    path, student = write_index(tmp_path, 6)
+    with Index(path) as index:
+        client = TestClient(make_app(index, student), HERE)
+        changed, swapped, gone, pipe, link = index.records(index.codes()[0][:5].tolist())
+        Path(changed.path).write_bytes(b"x" + Path(changed.path).read_bytes())
+        Path(swapped.path).write_bytes(b"x" * swapped.size)  # of the same size and time
+        os.utime(swapped.path, ns=(swapped.mtime_ns, swapped.mtime_ns))
+        for one in (gone, pipe, link):
+            Path(one.path).unlink()
+        os.mkfifo(pipe.path)
+        Path(link.path).symlink_to("/etc/passwd")
+        for one, status in ((changed, 409), (swapped, 409), (gone, 410), (pipe, 409), (link, 409)):
+            assert one.path in refused(client.get(f"/original/{one.id}"), status)
+            assert client.get(f"/thumbnail/{one.id}").status_code == 200
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (b"", 415, "empty"),
+        (b"hello", 415, "not a readable image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not a readable image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "not a readable image"),
+        (as_bytes(draw(1), "PPM"), 415, "not a readable image"),
+        (as_bytes(draw(1), "JPEG")[:500], 415, "truncated"),
+        (as_bytes(draw(1), "PNG")[:-40], 415, "x.png"),
+        (as_bytes(draw(1).convert("1").resize((9000, 9000))), 413, "megapixels"),
+        (as_bytes(draw(1).convert("1").resize((15_000, 15_000))), 413, "megapixels"),
+        (as_bytes(draw(1).resize((1, 900))), 413, "strip"),
+        (as_bytes(draw(1), "BMP") + bytes(server.MAX_UPLOAD), 413, "mib"),
+        (as_bytes(draw(1), "BMP") + bytes(server.MAX_BODY), 413, "mib"),
+    ],
+)
+def test_no_picture_and_one_too_large(client, content, status, words):
+    assert words in refused(ask(client, content), status).lower()
+
+
+def test_a_body_without_a_length_ends_at_the_limit(client):
+    sent = 0
+
+    def body():
+        nonlocal sent
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(4 * server.MAX_BODY // 2**20):
+            sent += 2**20
+            yield bytes(2**20)
+
+    response = client.post("/api/search", content=body(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert "MiB" in refused(response, 413)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"id": 1, "k": 0},
+        {"id": 1, "k": server.MAX_K + 1},
+        {"id": 1, "k": "many"},
+        {"id": 1, "radius": -1},
+        {"id": 1, "folder": "x" * 5000},
+        {"id": -1},
+        {"id": 2**63},
+        {"id": "1; DROP TABLE pictures"},
+        {"file": "not a file"},
+    ],
+)
+def test_senseless_numbers(client, form):
+    refused(ask(client, **form), 422)
+
+
+def test_malformed_forms(client):
+    kind = "multipart/form-data; boundary=x"
+    for body, headers in (
+        (b"", {}),
+        (b"{", {"Content-Type": "application/json"}),
+        (b"--y\r\n\r\n", {"Content-Type": kind}),
+        (b"--x\r\n\r\nno name\r\n--x--", {"Content-Type": kind}),
+        (b"x", {"Content-Type": "multipart/form-data"}),
+        (b"k=3", {"Content-Type": "application/x-www-form-urlencoded"}),
+        (b'--x\r\nContent-Disposition: form-data; name="folder"\r\n\r\n' + b"y" * 20_000, {"Content-Type": kind}),
+    ):
+        refused(client.post("/api/search", content=body, headers=headers), 400, 422)
+    assert "two" in refused(ask(client, as_bytes(draw(1)), id=1), 422)
+    many = [("file", ("x.png", as_bytes(draw(1)))) for _ in range(3)]
+    refused(client.post("/api/search", files=many), 400)
+
+
+def test_unknown_pictures(client):
+    for where in ("thumbnail", "original"):
+        refused(client.get(f"/{where}/99999"), 404)
+        for picture in (-1, 2**63, "x", "1.5", "%2e%2e"):
+            refused(client.get(f"/{where}/{picture}"), 404, 422)
+    refused(ask(client, id=99999), 404)
+
+
+def test_no_address_leads_to_a_file(made, index):
+    """By http.client, since others tidy addresses before they send them."""
+    tricks = [
+        *("/page/../server.py", "/page/..%2fserver.py", "/page/%2e%2e/server.py", "/page//etc/passwd", "//etc/passwd"),
+        *("/page/..\\server.py", "/page/page.js%00", "/../../etc/passwd", "/original/../../etc/passwd", "/page/"),
+        *("/original//etc/passwd", "/original/1/../2", "/thumbnail/%2fetc%2fpasswd", "/index", "/.git/config"),
+        *("http://evil.example/", "/page/page.js/", "/static/page.js", "/%", "/%ff", "/page/" + "a" * 3000),
+    ]
+    with running(make_app(index, made[1])) as address:
+        for trick in tricks:
+            link = http.client.HTTPConnection(address.split("/")[2], timeout=10)
+            link.request("GET", trick)
+            answer = link.getresponse()
+            assert answer.status in (307, 400, 404, 405, 421, 422), (trick, answer.status)
+            assert b"root:" not in answer.read()
+            assert answer.status != 307 or answer.headers["location"].startswith(address.rstrip("/")), trick
+            link.close()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil", ""])
+def test_another_name_is_refused(client, host):
+    """As a page does whose own name is pointed here."""
+    for path in ("/", "/api/info", "/thumbnail/1", "/original/1", "/docs"):
+        refused(client.get(path, headers={"Host": host}), 421)
+    refused(ask(client, id=1, headers={"Host": host}), 421)
+
+
+def test_names_that_are_ours(index, made):
+    client = TestClient(make_app(index, made[1], ["photos.lan"]), HERE)
+    for host in (
+        "localhost",
+        "LOCALHOST:8000",
+        "127.0.0.1",
+        "[::1]:8000",
+        "192.168.1.7:80",
+        "photos.lan",
+        "Photos.LAN:80",
+    ):
+        assert client.get("/", headers={"Host": host}).status_code == 200, host
+
+
+def test_pages_of_other_sites_may_not_ask(client):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:9999"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
+        refused(ask(client, id=1, headers=headers), 403)
+    own = {"Origin": HERE, "Sec-Fetch-Site": "same-origin"}
+    answer = ask(client, id=1, headers=own)
+    assert answer.status_code == 200 and not any("access-control" in name for name in answer.headers)
+
+
+def test_every_answer_has_the_headers(client):
+    answers = [
+        client.get(path) for path in ("/", "/docs", "/page/page.js", "/page/nothing", "/api/info", "/thumbnail/1")
+    ]
+    answers += [client.get("/original/1"), client.get("/", headers={"Host": "evil.example"}), client.put("/")]
+    answers += [ask(client), ask(client, b"x"), ask(client, bytes(server.MAX_BODY + 1))]
+    assert {answer.status_code for answer in answers} >= {200, 404, 405, 413, 415, 421, 422}
+    for answer in answers:
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "server" not in answer.headers
+
+
+def test_mutated_uploads_are_answered_with_a_reason(client):
+    statuses = set()
+    for name, content in mutated(200, seed=0):
+        response = ask(client, content, name)
+        statuses.add(response.status_code)
+        if response.status_code != 200:  # a flipped bit may leave a picture
+            refused(response, 413, 415)
+    assert {200, 415} <= statuses
+    assert ask(client, as_bytes(draw(1))).status_code == 200
+
+
+# Many at once, long ones, other models
+
+
+class Slow:
+    """A student that hashes when it is told to."""
+
+    def __init__(self, student: Exported):
+        self.card, self.bits, self.student = student.card, student.bits, student
+        self.begun, self.go = threading.Semaphore(0), threading.Event()
+
+    def code(self, pixels):
+        self.begun.release()
+        assert self.go.wait(60)
+        return self.student.code(pixels)
+
+
+def test_more_at_once_than_the_limit_are_told_to_come_back(index, made, monkeypatch):
+    monkeypatch.setattr(server, "ASKING", 2)
+    slow, answers = Slow(made[1]), []
+    app = make_app(index, slow)
+    clients = [TestClient(app, HERE) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda c=c: answers.append(ask(c, as_bytes(draw(1))).status_code)) for c in clients[:2]
+    ]
+    for thread in threads:
+        thread.start()
+        assert slow.begun.acquire(timeout=60)
+    busy = ask(clients[2], as_bytes(draw(1)))
+    assert "busy" in refused(busy, 503) and busy.headers["retry-after"]
+    assert clients[2].get("/thumbnail/1").status_code == 200  # the rest goes on
+    slow.go.set()
+    for thread in threads:
+        thread.join()
+    assert answers == [200, 200]
+    assert ask(clients[2], as_bytes(draw(1))).status_code == 200
+
+
+def test_what_takes_too_long_is_given_up(index, made, monkeypatch):
+    monkeypatch.setattr(server, "SECONDS", 0.1)
+    slow = Slow(made[1])
+    client = TestClient(make_app(index, slow), HERE)
+    assert "longer" in refused(ask(client, as_bytes(draw(1))), 503)
+    slow.go.set()
+    monkeypatch.setattr(server, "SECONDS", 60)
+    assert ask(client, as_bytes(draw(1))).status_code == 200
+
+
+def test_an_empty_index_and_a_model_of_another_kind(made, tmp_path):
+    with Index(tmp_path / "new", write=True):
+        pass
+    with Index(tmp_path / "new") as empty:
+        client = TestClient(make_app(empty, made[1]), HERE)
+        assert "empty" in refused(ask(client, as_bytes(draw(1))), 409)
+        info = client.get("/api/info").json()
+        assert info["pictures"] == 0 and "empty" in info["problem"] and info["examples"] == []
+    other = Exported(write_export(tmp_path / "other", seed=1))
+    with Index(made[0]) as index:
+        client = TestClient(make_app(index, other), HERE)
+        refused(ask(client, as_bytes(draw(1))), 409)
+        assert client.get("/api/info").json()["problem"]
+
+
+def test_a_query_writes_nothing(client, made, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # a large upload would go there
+    folder = made[0].parent
+
+    def state() -> dict:
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if not p.name.endswith("-shm")}
+
+    ask(client, id=1)
+    before = state()
+    large = as_bytes(draw(3, (1600, 1200)), "BMP")
+    assert len(large) > 5_000_000
+    assert ask(client, large).status_code == 200
+    assert ask(client, id=2).status_code == 200 and client.get("/original/2").status_code == 200
+    refused(ask(client, b"x"), 415)
+    assert state() == before and not (tmp_path / "nowhere").exists()
+
+
+# The command
+
+
+def test_serve_answers_as_query_does_and_ends_by_ctrl_c(made, command, tmp_path):
+    picture = tmp_path / "asked.png"
+    draw(5, (300, 200)).save(picture)
+    words = command_line("search.py", "serve", "--index", made[0], "--port", 0)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        assert said.startswith("90 pictures on http://127.0.0.1:")
+        address = next(word for word in said.split() if word.startswith("http"))
+        with httpx.Client(base_url=address) as client:
+            served = ask(client, picture.read_bytes(), "asked.png", k=7).json()
+            info = client.get("/api/info").json()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out.strip(), err) == (0, "stopped", "")
+    done = command("search.py", "query", "--index", made[0], picture, "-k", 7, "--json")
+    (answer,) = json.loads(done.stdout)
+    assert answer["results"] == served["results"] and answer["searched"] == served["searched"] == info["pictures"]
+    assert answer.keys() == served.keys()
+
+
+def test_serve_says_what_is_wrong_in_one_line(made, cli, tmp_path):
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        code, _ = cli("search.py", "serve", "--index", made[0], "--port", port)
+        assert str(port) in code and "choose another" in code
+    other = write_export(tmp_path / "other", seed=1)
+    for words, part in (
+        (["--index", tmp_path / "none"], "no such index"),
+        (["--index", made[0], "--student", other], "hashed by"),
+        (["--index", made[0], "--student", tmp_path], "no export there"),
+        (["--index", made[0], "--host", "no.such.host.invalid"], "--host"),
+        (["--index", made[0], "--port", 70000], "--port"),
+    ):
+        code, _ = cli("search.py", "serve", *words)
+        assert str(code).startswith("error: ") and part in code, code
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def served(made):
+    with Index(made[0]) as index, running(make_app(index, made[1])) as address:
+        yield address
+
+
+@pytest.fixture
+def page(chromium, served):
+    with opened(chromium, served) as page:
+        yield page
+
+
+@pytest.fixture
+def phone(chromium, served):
+    with opened(chromium, served, **PHONE) as page:
+        yield page
+
+
+def test_a_dropped_picture_is_searched_by(page, index, made, tmp_path):
+    picture = tmp_path / "mine.png"
+    draw(8).save(picture)
+    drop(page, picture)
+    expect(page.locator("#status")).to_contain_text("90 nearest of 90 pictures · hashed in")
+    hits = index.search(made[1].code(np.asarray(draw(8)))[None], 100)[0]
+    assert shown(page)[:20] == [(hit.id, hit.distance) for hit in hits[:20]]
+    expect(page.locator("#title")).to_have_text("mine.png")
+    assert page.locator("#picture").evaluate("p => p.naturalWidth") == 64  # the query beside its results
+
+
+def test_pasted_and_chosen_pictures(page, tmp_path):
+    picture = tmp_path / "mine.png"
+    draw(8).save(picture)
+    page.set_input_files("#choose", picture)
+    expect(page.locator(".distance").first).to_be_visible()
+    chosen = shown(page)
+    page.go_back()
+    expect(page.locator(".distance")).to_have_count(0)
+    paste(page, picture.read_bytes())
+    expect(page.locator(".distance").first).to_be_visible()
+    assert shown(page) == chosen
+    page.keyboard.press("Escape")
+    paste(page, None)
+    expect(page.locator("#error")).to_have_text("There is no picture on the clipboard.")
+
+
+def test_a_result_is_a_question_and_back_is_the_way_back(page, served):
+    page.locator(".hit button").nth(5).click()
+    expect(page.locator("#hint")).to_have_text("from the index")
+    first = page.url
+    assert shown(page)[0][1] == 0 and f"id={shown(page)[0][0]}" in first
+    page.locator(".hit button").nth(9).click()
+    expect(page).not_to_have_url(first)
+    assert shown(page)[0][1] == 0
+    page.go_back()
+    expect(page).to_have_url(first)
+    expect(page.locator("#open")).to_have_attribute("href", f"original/{first.partition('id=')[2]}")
+    page.go_back()
+    expect(page).to_have_url(served)
+    expect(page.locator("#status")).to_have_text("Or begin with one of these:")
+    page.goto(first)  # an address that was sent to somebody
+    expect(page.locator(".distance.same").first).to_be_visible()
+
+
+def test_the_original_opens(page, index):
+    page.locator(".hit button").first.click()
+    expect(page.locator("#open")).to_be_visible()
+    with page.context.expect_page() as other:
+        page.locator("#open").click()
+    assert other.value.locator("img").evaluate("p => p.naturalWidth") == 64
+
+
+def test_the_grid_fills_as_it_is_scrolled(page):
+    page.set_viewport_size({"width": 500, "height": 400})
+    page.locator(".hit button").first.click()
+    expect(page.locator(".hit")).to_have_count(60)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.locator(".hit")).to_have_count(90)
+    expect(page.locator("#end")).to_have_text("That is all.")
+    assert [distance for _, distance in shown(page)] == sorted(distance for _, distance in shown(page))
+    assert page.locator(".hit img.there").count() > 0
+
+
+def test_k_radius_and_folder(page, index):
+    page.locator(".hit button").first.click()
+    expect(page.locator(".hit")).to_have_count(60)
+    page.fill("#k", "7")
+    page.press("#k", "Enter")
+    expect(page.locator(".hit")).to_have_count(7)
+    page.select_option("#folder", index.folders()[1])  # b, and b/deep below it
+    expect(page.locator("#status")).to_contain_text("of 60 pictures")
+    assert "folder=" in page.url and "k=7" in page.url
+    page.fill("#radius", "0")
+    page.press("#radius", "Enter")
+    expect(page.locator("#status")).to_contain_text("Nothing that near among 60 pictures")
+    page.select_option("#folder", "")
+    expect(page.locator(".hit")).to_have_count(1)
+    page.fill("#k", "0")
+    page.press("#k", "Enter")
+    expect(page.locator("#error")).to_contain_text("Nearest")
+
+
+def test_what_is_wrong_is_said(page, served, tmp_path):
+    for name, content, words in (
+        ("notes.txt", b"hello", "no picture (text/plain)"),
+        ("broken.png", as_bytes(draw(1))[:300], "broken.png"),
+        ("empty.png", b"", "empty"),
+        ("large.bmp", as_bytes(draw(1), "BMP") + bytes(server.MAX_UPLOAD), "too large; at most 32"),
+        ("wide.png", as_bytes(draw(1).convert("1").resize((9000, 9000))), "megapixels"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        page.set_input_files("#choose", tmp_path / name)
+        expect(page.locator("#error")).to_contain_text(words)
+        expect(page.locator(".hit")).to_have_count(0)
+    page.goto(f"{served}?id=99999")
+    expect(page.locator("#error")).to_contain_text("no picture 99999")
+    page.route("**/api/search", lambda route: route.abort())
+    page.set_input_files("#choose", files=[{"name": "a.png", "mimeType": "image/png", "buffer": as_bytes(draw(1))}])
+    expect(page.locator("#error")).to_contain_text("does not answer")
+
+
+def test_an_empty_index_is_said(chromium, made, tmp_path):
+    path, student = write_index(tmp_path, 6)
+    with Index(path, write=True) as writer:
+        writer.remove(writer.codes()[0].tolist())
+    with Index(path) as empty, running(make_app(empty, student)) as address, opened(chromium, address) as page:
+        expect(page.locator("#error")).to_contain_text("the index is empty; add pictures")
+
+
+def test_the_keyboard_is_enough(page):
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.closest('.hit') !== null"):
+            break
+    tiles = page.locator(".hit button")
+    expect(tiles.first).to_be_focused()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    columns = page.evaluate(
+        "getComputedStyle(document.querySelector('#results')).gridTemplateColumns.split(' ').length"
+    )
+    for key, at in (("ArrowRight", 1), ("ArrowDown", 1 + columns), ("ArrowLeft", columns), ("ArrowUp", 0), ("End", 23)):
+        page.keyboard.press(key)
+        expect(tiles.nth(at)).to_be_focused()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator(".distance.same").first).to_be_visible()
+    expect(tiles.first).to_be_focused()
+    with page.context.expect_page():
+        page.keyboard.press("o")
+    nameless = page.evaluate("""[...document.querySelectorAll("button, input, select, a")].filter((e) =>
+        !(e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim())).length""")
+    assert nameless == 0
+
+
+def test_a_phone(phone):
+    expect(phone.locator(".hit")).to_have_count(24)
+    expect(phone.locator("label.camera")).to_be_visible()
+    assert phone.get_attribute("#photograph", "capture") == "environment"
+    phone.locator(".hit button").nth(4).tap()
+    expect(phone.locator(".distance.same").first).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
+    small = """[...document.querySelectorAll("label.button, fieldset input, fieldset select, .hit button")].filter(
+        (e) => e.checkVisibility() && e.getBoundingClientRect().height < 40).length"""
+    assert phone.evaluate(small) == 0
+    phone.set_input_files(
+        "#photograph", files=[{"name": "p.jpg", "mimeType": "image/jpeg", "buffer": as_bytes(draw(2))}]
+    )
+    expect(phone.locator("#title")).to_have_text("p.jpg")
+
+
+def test_dark_and_light(chromium, served):
+    grounds = set()
+    for scheme in ("dark", "light"):
+        with opened(chromium, served, color_scheme=scheme) as page:
+            colours = page.evaluate("""[document.body, document.querySelector("#hint")].flatMap((e) =>
+                [getComputedStyle(e).backgroundColor, getComputedStyle(e).color])""")
+            lights = [sum(map(int, c[4:-1].split(", "))) for c in (colours[0], colours[1], colours[3])]
+            assert (lights[0] < 200) == (scheme == "dark") and min(abs(lights[0] - x) for x in lights[1:]) > 200
+            grounds.add(colours[0])
+    assert len(grounds) == 2
+
+
+def test_file_names_are_text(page, index):
+    marked = next(record for record in index.records(index.codes()[0].tolist()) if record.path.endswith(MARKUP))
+    page.goto(f"{page.url}?id={marked.id}")
+    expect(page.locator("#title")).to_have_text(MARKUP)
+    expect(page.locator(".caption span").first).to_have_text(MARKUP)
+    assert page.locator("img[src='x']").count() == 0
+    name = MARKUP.replace('"', "")  # which a form escapes
+    page.set_input_files("#choose", files=[{"name": name, "mimeType": "image/png", "buffer": b"no picture"}])
+    expect(page.locator("#error")).to_contain_text(name)
+    assert page.locator("img[src='x']").count() == 0
+
+
+def test_the_api_s_page_needs_nothing_from_elsewhere(page, served):
+    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith(served) else route.abort())
+    page.goto(f"{served}docs")
+    expect(page.locator("h2 code").first).to_have_text("/api/search")
+    text = page.locator("#docs").inner_text()
+    assert all(
+        word in text for word in ("/api/info", "/thumbnail/{id}", "/original/{id}", "radius", "search_ms", "curl")
+    )
+    expect(page.locator("h2 code")).to_have_count(len(httpx.get(f"{served}openapi.json").json()["paths"]) + 1)

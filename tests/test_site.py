@@ -1,0 +1,404 @@
+"""A site without a server: what is written, and that the browser hashes and finds as Python does."""
+
+import base64
+import io
+import json
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from exports import write_export
+from PIL import Image
+from playwright.sync_api import expect
+from small_search import MARKUP, PHONE, as_bytes, draw, drop, opened, paste, shown, write_index
+
+from data.decode import pixels_of
+from retrieval import site
+from retrieval.asking import answers
+from retrieval.exported import Exported
+from retrieval.index import Filters, Index
+from utils.errors import UserError
+
+# The page's own modules, as a test calls them.
+HASH = """async (base64) => {
+    const { call } = await import("./page/browser.js");
+    const file = new File([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], "x");
+    return [...await call("hashed", file)];
+}"""
+PIXELS = """async (base64) => {
+    const { pixels } = await import("./page/pixels.js");
+    const file = new File([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], "x");
+    const { width, height, rgb } = await pixels(file, 64e6);
+    let text = "";
+    for (let i = 0; i < rgb.length; i += 8192) text += String.fromCharCode(...rgb.subarray(i, i + 8192));
+    return [width, height, btoa(text)];
+}"""
+NEAREST = """async ([query, codes, width, k, radius]) => {
+    const { nearest } = await import("./page/worker.js");
+    const words = (list) => new Uint32Array(new Uint8Array(list).buffer);
+    const { rows, distances } = nearest(words(query), words(codes), width, k, radius ?? Infinity);
+    return [...rows].map((row) => [row, distances[row]]);
+}"""
+
+
+@pytest.fixture(scope="module")
+def ort():
+    """ONNX Runtime Web, got once by the code that users run."""
+    try:
+        return site.runtime(ROOT / "cache")
+    except UserError as error:
+        pytest.skip(f"no ONNX Runtime Web: {error}")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, ort):
+    """(folder of a site, its index, its student)"""
+    folder = tmp_path_factory.mktemp("site")
+    path, student = write_index(folder, 300)
+    with Index(path) as index:
+        site.write_site(index, student, folder / "site", ort)
+    return folder / "site", path, student
+
+
+class Host(SimpleHTTPRequestHandler):
+    """A plain host of files, which notes what it is asked for; it gives parts of them if it is told to."""
+
+    asked: list
+
+    def do_GET(self):
+        wanted = self.headers.get("Range") if getattr(self.server, "parts", False) else None
+        self.asked.append(f"{self.path} {wanted}" if wanted else self.path)
+        if not wanted:
+            return super().do_GET()
+        start, end = map(int, wanted.removeprefix("bytes=").split("-"))
+        content = Path(self.translate_path(self.path)).read_bytes()[start : end + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def host(made) -> Iterator[tuple[str, list, ThreadingHTTPServer]]:
+    asked: list = []
+    handler = type("Own", (Host,), {"asked": asked})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=made[0])) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/", asked, server
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.fixture
+def page(chromium, host):
+    with opened(chromium, host[0]) as page:
+        yield page
+
+
+def row_of(hits: list, index: Index) -> list[tuple[int, int]]:
+    """(row, distance) of hits: a site names pictures by their place."""
+    ids = index.codes()[0]
+    return [(int(np.searchsorted(ids, hit.id)), hit.distance) for hit in hits]
+
+
+# What the browser finds
+
+
+def test_the_browser_finds_what_the_index_finds(page, made, tmp_path):
+    picture = tmp_path / "mine.png"
+    draw(1000, (400, 300)).save(picture)
+    drop(page, picture)
+    expect(page.locator("#status")).to_contain_text("100 nearest of 300 pictures · hashed in")
+    with Index(made[1]) as index:
+        code = made[2].code(np.asarray(draw(1000, (400, 300))))[None]
+        assert shown(page)[:60] == row_of(index.search(code, 60)[0], index)
+        page.fill("#k", "40")
+        page.press("#k", "Enter")
+        page.fill("#radius", "27")
+        page.press("#radius", "Enter")
+        page.select_option("#folder", "b")
+        expect(page.locator("#status")).to_contain_text("of 200 pictures")
+        folder = str(made[1].parent / "pictures/b")
+        hits = index.search(code, 40, 27, Filters(folder=folder))[0]
+        assert len(hits) > 0 and shown(page) == row_of(hits, index)
+        answer = answers(index, [("mine.png", code[0], 1.0)], 40, 27, Filters(folder=folder))[0]
+    by_page = page.evaluate(
+        """async (bytes) => (await import("./page/browser.js")).call("search",
+            { file: new File([new Uint8Array(bytes)], "mine.png"), k: 40, radius: 27, folder: "b" })""",
+        list(picture.read_bytes()),
+    )
+    assert by_page.keys() == answer.keys() and by_page["searched"] == answer["searched"]
+    assert [(r["rank"], r["distance"]) for r in by_page["results"]] == [
+        (r["rank"], r["distance"]) for r in answer["results"]
+    ]
+    pictures = made[1].parent / "pictures"
+    assert [str(pictures / r["path"]) for r in by_page["results"]] == [r["path"] for r in answer["results"]]
+
+
+def test_clicks_pastes_scrolling_and_the_way_back(page, host):
+    page.locator(".hit button").nth(3).click()
+    expect(page.locator(".distance.same").first).to_be_visible()
+    first = page.url
+    expect(page.locator(".hit")).to_have_count(60)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.locator(".hit")).to_have_count(100)
+    expect(page.locator(".hit img.there").first).to_be_visible()
+    paste(page, as_bytes(draw(5)))
+    expect(page.locator("#hint")).to_have_text("your picture")
+    page.go_back()
+    expect(page).to_have_url(first)
+    expect(page.locator("#hint")).to_have_text("from the index")
+    assert page.locator("a[href^=original]").count() == 0  # which a site does not have
+    page.keyboard.press("Home")
+    tiles = page.locator(".hit button")
+    tiles.first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page).not_to_have_url(first)
+    expect(tiles.first).to_be_focused()
+
+
+def test_what_is_wrong_is_said(page, host, tmp_path):
+    for name, content, words in (
+        ("notes.txt", b"hello", "no picture (text/plain)"),
+        ("notes.png", b"hello", "notes.png: not a readable image (none of JPEG"),
+        ("drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not a readable image"),
+        ("broken.png", as_bytes(draw(1))[:300], "damaged"),
+        ("broken.jpg", as_bytes(draw(1), "JPEG")[:400], "damaged"),
+        ("wide.png", as_bytes(draw(1).convert("1").resize((9000, 9000))), "megapixels"),
+        ("strip.png", as_bytes(draw(1).resize((1, 900))), "strip"),
+        ("scan.tif", as_bytes(draw(1), "TIFF"), "can't read"),
+        ("empty.png", b"", "empty"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        page.set_input_files("#choose", tmp_path / name)
+        expect(page.locator("#error")).to_contain_text(words)
+        expect(page.locator(".hit")).to_have_count(0)
+    page.goto(f"{host[0]}?id=99999")
+    expect(page.locator("#error")).to_contain_text("no picture 99999")
+
+
+def test_file_names_are_text(page, made, host):
+    with Index(made[1]) as index:
+        rows = index.records(index.codes()[0].tolist())
+    marked = next(row for row, record in enumerate(rows) if record.path.endswith(MARKUP))
+    page.goto(f"{host[0]}?id={marked}")
+    expect(page.locator("#title")).to_have_text(MARKUP)
+    assert page.locator("img[src='x']").count() == 0
+
+
+def test_a_phone(chromium, host):
+    with opened(chromium, host[0], **PHONE) as phone:
+        phone.locator(".hit button").nth(4).tap()
+        expect(phone.locator(".distance.same").first).to_be_visible()
+        assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_it_works_without_a_network_after_the_first_load(page, host):
+    asked = host[1]
+    expect(page.locator("html")).to_have_attribute("data-offline", "yes", timeout=20_000)
+    page.context.set_offline(True)
+    asked.clear()
+    page.reload()
+    page.wait_for_selector("body[data-state=start]")
+    page.locator(".hit button").nth(7).click()
+    expect(page.locator(".distance.same").first).to_be_visible()
+    expect(page.locator(".hit img.there")).to_have_count(60)
+    page.set_input_files("#choose", files=[{"name": "a.png", "mimeType": "image/png", "buffer": as_bytes(draw(1))}])
+    expect(page.locator("#hint")).to_have_text("your picture")
+    expect(page.locator(".distance").first).to_be_visible()
+    assert not asked
+
+
+def test_few_requests_and_nothing_from_elsewhere(chromium, host, made):
+    address, asked, _ = host
+    with chromium.new_context(service_workers="block") as context:
+        page = context.new_page()
+        page.route("**/*", lambda route: route.continue_() if route.request.url.startswith(address) else route.abort())
+        page.goto(address)
+        page.locator(".hit button").first.click()
+        expect(page.locator(".hit img.there")).to_have_count(60)
+    data = [path for path in asked if path.startswith("/data/")]
+    assert len(data) == len(set(data)) + 1 and len(asked) < 25  # the first thumbnail asks whether there are parts
+
+
+def test_a_host_that_gives_parts_is_asked_for_them(chromium, host):
+    address, asked, server = host
+    server.parts = True
+    with chromium.new_context(service_workers="block") as context:
+        page = context.new_page()
+        page.goto(address)
+        expect(page.locator(".hit img.there")).to_have_count(24)
+    thumbs = [path for path in asked if "thumbs" in path]
+    assert len(thumbs) == 25 and all("bytes=" in path for path in thumbs)
+
+
+# Codes and scans, bit for bit
+
+
+def exif(turned: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x112] = turned
+    return tags
+
+
+def see_through(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.putalpha(
+        Image.fromarray(np.random.RandomState(0).randint(0, 256, (5, 5)).astype(np.uint8)).resize(image.size)
+    )
+    return image
+
+
+def gray16(seed: int) -> bytes:
+    return as_bytes(Image.fromarray(np.random.RandomState(seed).randint(0, 65536, (45, 61)).astype(np.uint16)))
+
+
+def rgb16() -> bytes:
+    """A PNG of 16 bits a channel, which Pillow reads and does not write."""
+    rows = np.random.RandomState(0).randint(0, 65536, (20, 30, 3)).astype(">u2")
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    head = struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", data) + part(b"IEND", b"")
+
+
+def files() -> dict[str, bytes]:
+    image, few = draw(3, (91, 67)), draw(4, (61, 45)).quantize(16)
+    made = {f"jpeg turned {turned}": as_bytes(image, "JPEG", exif=exif(turned)) for turned in range(1, 9)}
+    made |= {
+        f"webp turned {turned}": as_bytes(image, "WEBP", exif=exif(turned), lossless=True) for turned in range(1, 9)
+    }
+    made |= {f"png turned {turned}": as_bytes(image, "PNG", exif=exif(turned)) for turned in (3, 6)}
+    made |= {f"jpeg subsampled {mode}": as_bytes(image, "JPEG", subsampling=mode, quality=70) for mode in (0, 1, 2)}
+    made |= {f"png {mode}": as_bytes(image.convert(mode)) for mode in ("RGB", "L", "1", "P")}
+    made |= {f"png {mode}": as_bytes(see_through(image).convert(mode)) for mode in ("RGBA", "LA")}
+    made |= {f"bmp {mode}": as_bytes(image.convert(mode), "BMP") for mode in ("RGB", "L", "1")}
+    return made | {
+        "jpeg gray": as_bytes(image.convert("L"), "JPEG"),
+        "jpeg cmyk": as_bytes(image.convert("CMYK"), "JPEG"),
+        "jpeg progressive": as_bytes(image, "JPEG", progressive=True),
+        "png of 16 bits, gray": gray16(1),
+        "png of 16 bits, rgb": rgb16(),
+        "png palette, see-through": as_bytes(few, transparency=bytes(range(0, 256, 16))),
+        "webp": as_bytes(image, "WEBP"),
+        "webp see-through": as_bytes(see_through(image), "WEBP", lossless=True, exact=True),
+        "gif": as_bytes(few, "GIF"),
+        "gif see-through": as_bytes(few, "GIF", transparency=3),
+        "tall": as_bytes(draw(5, (120, 2500)), "JPEG"),  # several bands
+    }
+
+
+def test_pixels_and_codes_are_those_of_python(page, made):
+    for name, content in files().items():
+        here = pixels_of(io.BytesIO(content), name, upright=True)
+        text = base64.b64encode(content).decode()
+        width, height, there = page.evaluate(PIXELS, text)
+        pixels = np.frombuffer(base64.b64decode(there), np.uint8).reshape(height, width, 3)
+        assert np.array_equal(pixels, here), name
+        assert page.evaluate(HASH, text) == made[2].code(here).tolist(), name
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_the_scan_is_exact_with_ties_in_order(page, width):
+    from retrieval.codes import hamming_topk
+
+    draw_codes = np.random.RandomState(width)
+    codes = draw_codes.randint(0, 4, (500, 4 * width)).astype(np.uint8)  # many ties
+    query = codes[123]
+    for k in (1, 7, 500):
+        distances, rows = hamming_topk(query[None], codes, k)
+        expected = list(map(list, zip(rows[0].tolist(), distances[0].tolist(), strict=True)))
+        given = [query.tolist(), codes.ravel().tolist(), width, k]
+        assert page.evaluate(NEAREST, [*given, None]) == expected
+        assert page.evaluate(NEAREST, [*given, 3]) == [pair for pair in expected if pair[1] <= 3]
+
+
+@pytest.mark.parametrize("bits", [12, 16, 40])
+def test_codes_of_other_lengths(chromium, tmp_path, ort, bits):
+    from retrieval import adding
+
+    student = Exported(write_export(tmp_path / "student", bits))
+    for seed in range(40):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        draw(seed).save(tmp_path / f"pictures/{seed:02}.png")
+    with Index(tmp_path / "index", write=True) as index:
+        adding.add(index, student, adding.checked([tmp_path / "pictures"]))
+        site.write_site(index, student, tmp_path / "site", ort)
+        with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "site")) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            with opened(chromium, f"http://127.0.0.1:{server.server_address[1]}/") as page:
+                page.set_input_files("#choose", tmp_path / "pictures/07.png")
+                expect(page.locator(".hit")).to_have_count(40)
+                assert shown(page) == row_of(index.search(index.code_of(8)[None], 40)[0], index)
+            server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+# What is written
+
+
+def contents(folder: Path) -> dict:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_state_takes_the_old_one_s_place(made, ort, tmp_path):
+    shutil.copytree(made[0], tmp_path / "site")
+    before = contents(tmp_path / "site")
+    assert len(before) < 30 and str(made[1].parent).encode() not in b"".join(before.values())  # nobody's folders
+    with Index(made[1]) as index:
+        site.write_site(index, made[2], tmp_path / "site", ort)
+        assert contents(tmp_path / "site") == before  # the same index: the same bytes
+    other, student = write_index(tmp_path / "other", 12)
+    with Index(other) as index:
+        info = site.write_site(index, student, tmp_path / "site", ort)
+    after = contents(tmp_path / "site")
+    states = {name.split("/")[1] for name in after if name.count("/") == 2 and name.startswith("data/")}
+    assert states == {info["version"]} != {json.loads(before["data/info.json"])["version"]}
+    assert info["version"].encode() in after["sw.js"] and b"/* FILES */" not in after["sw.js"]
+
+
+def test_site_says_what_is_wrong_in_one_line(made, cli, tmp_path, monkeypatch):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    for words, part in (
+        (["--out", taken], "something else"),
+        (["--out", tmp_path / "new", "--ort", tmp_path / "empty"], "no ort.wasm"),
+        (["--out", tmp_path / "new", "--student", tmp_path], "no export"),
+    ):
+        code, _ = cli("search.py", "site", "--index", made[1], *words)
+        assert str(code).startswith("error: ") and part in code, code
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _ = cli("search.py", "site", "--index", made[1], "--out", tmp_path / "new", "--cache-dir", tmp_path / "cache")
+    assert "no npm" in code and "--ort" in code
+    assert [path.name for path in taken.iterdir()] == ["thesis.txt"] and not (tmp_path / "new").exists()
+
+
+def test_site_by_its_command_and_a_runtime_from_elsewhere(made, cli, tmp_path):
+    out = tmp_path / "site"
+    code, said = cli("search.py", "site", "--index", made[1], "--out", out, "--ort", "https://cdn.example/ort@1/dist/")
+    assert code == 0 and "300 pictures" in said
+    html = (out / "index.html").read_text()
+    assert "connect-src 'self' https://cdn.example;" in html and not (out / "ort").exists()
+    assert "https://cdn.example/ort@1/dist/ort.wasm.bundle.min.mjs" in (out / "sw.js").read_text()
