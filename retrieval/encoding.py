@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from utils.files import written_aside
 
 READERS = 2  # threads that read and decode ahead of the network
 AHEAD = 6  # pictures that wait, decoded
+BATCH = 10_000  # pictures, at least, that are added to an index at a time
 PLAN = pa.schema(
     [("kind", pa.string()), ("file", pa.string()), ("column", pa.string()), ("first", pa.int64())]
     + [("last", pa.int64()), ("paths", pa.list_(pa.string()))]
@@ -186,7 +187,7 @@ class Loaded:
 
 
 def load(index: Index, folder: str) -> Loaded:
-    """Add the codes of a finished job to an index, in the order of their parts; each part is a transaction.
+    """Add the codes of a finished job to an index, in the order of their parts.
 
     What is there with the same bytes stays as it is, so that a load which was killed goes on when it is run again.
 
@@ -202,41 +203,55 @@ def load(index: Index, folder: str) -> Loaded:
         raise UserError(f"{folder}: {lacking} of {len(parts)} parts are missing; run encode.py again, it goes on")
     card = json.loads(read(f"{codes.folder}/card.json"))
     index.set_card(card)
-    report, known, before = Loaded(), {}, None
-    for number in tqdm(range(len(parts)), "loading", unit="part"):
-        table = codes.read_table(part_name(number))
-        models = [facts_of(table.schema).get("model_sha256"), facts["model_sha256"], card["model_sha256"]]
-        if len(set(models)) > 1:
-            raise UserError(f"{folder}/{part_name(number)}: its codes, the plan and card.json are of several models")
-        rows = [{"thumbnail": b"", **row} | {"code": np.frombuffer(row["code"], np.uint8)} for row in table.to_pylist()]
-        new, known = _new(index, [Row(**row) for row in rows], known, before)
-        ids = index.add(new) if new else []
-        for i, row in zip(ids, new, strict=True):
-            known[os.path.dirname(row.path)][os.path.basename(row.path)] = (i, row.size, row.mtime_ns)
-        before = ids[0] if before is None and ids else before
-        report.added += len(new)
-        report.unchanged += len(rows) - len(new)
-        report.broken += codes.read_table(broken_name(number)).num_rows if broken_name(number) in names else 0
+    report = Loaded()
+
+    def batches() -> Iterator[list[Row]]:
+        rows = []
+        for number in tqdm(range(len(parts)), "loading", unit="part"):
+            table = codes.read_table(part_name(number))
+            models = [facts_of(table.schema).get("model_sha256"), facts["model_sha256"], card["model_sha256"]]
+            if len(set(models)) > 1:
+                raise UserError(
+                    f"{folder}/{part_name(number)}: its codes, the plan and card.json are of several models"
+                )
+            for row in table.to_pylist():
+                rows.append(Row(**{"thumbnail": b"", **row, "code": np.frombuffer(row["code"], np.uint8)}))
+            if len(rows) >= BATCH:
+                yield rows
+                rows = []
+            report.broken += codes.read_table(broken_name(number)).num_rows if broken_name(number) in names else 0
+        yield rows
+
+    for added, there in add_new(index, batches()):
+        report.added += added
+        report.unchanged += there
     return report
 
 
-def _new(index: Index, rows: list[Row], known: dict, first: int | None) -> tuple[list[Row], dict]:
-    """(those rows that are not in the index with the same bytes, what is known of their folders).
+def add_new(index: Index, batches: Iterable[list[Row]]) -> Iterator[tuple[int, int]]:
+    """Add those rows that are not in an index with the same bytes; a batch is a transaction.
 
-    Args:
-        known: ``index.known`` of folders that were asked for before.
-        first: the first id of this load.
+    Yields:
+        For each batch how many were added, and how many were there.
+
+    Raises:
+        UserError: two rows of one path and different bytes.
     """
-    folders = {os.path.dirname(row.path) for row in rows}
-    known = {folder: known[folder] if folder in known else index.known(folder) for folder in folders}
-    ids = {row.path: known[os.path.dirname(row.path)].get(os.path.basename(row.path), (None,))[0] for row in rows}
-    digests = {r.path: r.digest for r in index.records([i for i in ids.values() if i is not None])}
-    new: dict[str, Row] = {}
-    for row in rows:
-        there = new[row.path].digest.hex() if row.path in new else digests.get(row.path)
-        if there == row.digest.hex():
-            continue
-        if row.path in new or (first is not None and ids[row.path] is not None and ids[row.path] >= first):
-            raise UserError(f"{row.path}: two pictures of that name; give each one of its own, and encode again")
-        new[row.path] = row
-    return list(new.values()), known
+    known, first = {}, None  # of the folders of the batch before; the first id of all that are added here
+    for rows in batches:
+        folders = {os.path.dirname(row.path) for row in rows}
+        known = {folder: known[folder] if folder in known else index.known(folder) for folder in folders}
+        ids = {row.path: known[os.path.dirname(row.path)].get(os.path.basename(row.path), (None,))[0] for row in rows}
+        digests = {r.path: bytes.fromhex(r.digest) for r in index.records([i for i in ids.values() if i is not None])}
+        new: dict[str, Row] = {}
+        for row in rows:
+            if row.digest == (new[row.path].digest if row.path in new else digests.get(row.path)):
+                continue
+            if row.path in new or (first is not None and ids[row.path] is not None and ids[row.path] >= first):
+                raise UserError(f"{row.path}: two pictures of that name; give each one of its own")
+            new[row.path] = row
+        added = index.add(list(new.values())) if new else []
+        for i, row in zip(added, new.values(), strict=True):
+            known[os.path.dirname(row.path)][os.path.basename(row.path)] = i, row.size, row.mtime_ns
+        first = added[0] if first is None and added else first
+        yield len(new), len(rows) - len(new)

@@ -151,6 +151,8 @@ class MilvusIndex:
             else:
                 for collection in (self.name, self._facts):
                     self._count("", "Strong", collection)  # all that was written is seen from here on
+            if nprobe and not self._lists:
+                raise UserError(f"{name}: has no lists for --approximate yet; search.py add --approximate makes them")
         except BaseException:
             self.close()
             raise
@@ -230,14 +232,15 @@ class MilvusIndex:
                 self._make(self._writer, FACT[:1], 8, mine, loaded=False)
                 self._lock = mine
                 return
-            except UserError:
-                holder = self._holder()
-            if holder is None:  # it has just ended
-                continue
-            if holder["host"] != here["host"] or started(holder["pid"]) == holder["started"]:
+            except UserError as error:
+                holder, refused = self._holder(), error
+            if holder and (holder["host"] != here["host"] or started(holder["pid"]) == holder["started"]):
                 break
-            self._ask("drop_collection", self._writer)  # of a process that was killed
-        who = f"process {holder['pid']} on {holder['host']}" if holder else "it has not ended yet"
+            if holder:  # a process that was killed
+                self._ask("drop_collection", self._writer)
+        if holder is None:
+            raise refused
+        who = f"process {holder['pid']} on {holder['host']}"
         raise UserError(
             f"{self.path}: another process is adding to it or removing ({who}); wait for its end; of a machine that is "
             f"no more, drop the collection {self._writer}"
@@ -417,7 +420,7 @@ class MilvusIndex:
 
     def _found(self, codes: np.ndarray, limit: int, condition: str, nprobe: int | None, level: str) -> Iterator[tuple]:
         """(distances, ids) of every code, by distance and id; of ties at the end Milvus chooses some."""
-        params = {"nprobe": nprobe or self._lists} if self._lists else {}
+        params = {"nprobe": min(nprobe or LISTS, self._lists)} if self._lists else {}
         step = min(max(1, WINDOW // limit), 1000)
         for i in range(0, len(codes), step):
             lists = self._ask(
@@ -659,6 +662,8 @@ class MilvusIndex:
 
     def make_approximate(self) -> None:
         """Build IVF's lists, so that searches may look at the nearest of them alone; exact ones look at all."""
+        if self._lists:
+            return
         self._still_mine()
         self._ask("release_collection", self.name)
         self._ask("drop_index", self.name, "code")
@@ -668,14 +673,14 @@ class MilvusIndex:
         self._ask("load_collection", self.name, timeout=BUILD)
         self._ivf = None
 
-    def recall(self) -> float:
-        """Share of the exact ``RECALL_K`` nearest of some of its own codes that the approximate search gives."""
+    def recall(self) -> tuple[float, int]:
+        """(share, k): how many of the exact k nearest of some of its own codes the approximate search gives."""
         rows = self._ask("query", self.name, filter="id >= 0", output_fields=["code"], limit=MOST)
         chosen = np.random.RandomState(0).permutation(len(rows))[:RECALL_QUERIES]
         codes = np.stack([_code(rows[i]) for i in chosen])
         exact, approximate = (self._ranked(codes, RECALL_K, "", nprobe) for nprobe in (None, self.nprobe))
         found = [(some <= all_[-1]).sum() / len(all_) for (all_, _), (some, _) in zip(exact, approximate, strict=True)]
-        return float(np.mean(found))
+        return float(np.mean(found)), RECALL_K
 
     # Writing
 
