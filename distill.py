@@ -25,8 +25,8 @@ from data.views import BankedViews, FreshViews, ViewBatch, eval_batches
 from losses.brcd import VARIANTS, BRCDOptions
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
-from losses.masks import RULES, bit_masks, cluster_codes, purity
-from losses.methods import METHODS, Batch, Knowledge, build_method
+from losses.masks import BY_VIEWS, RULES, bit_masks, choose_clusters, cluster_codes, purity
+from losses.methods import METHODS, PLAIN, Batch, Knowledge, Together, build_method
 from models.backbones import (
     BACKBONES,
     FEATURES,
@@ -47,7 +47,7 @@ from utils import distributed
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError
 from utils.files import file_lock, read_csv, written_aside
-from utils.options import Parser, named, one_of, real, whole
+from utils.options import Parser, named, one_of, or_auto, real, whole
 from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
@@ -99,13 +99,19 @@ def make_parser() -> Parser:
     group.add_argument("--bits", type=whole(1, MOST_BITS), help="must be the teacher's (the default)")
     group = parser.add_argument_group("method")
     group.add_argument("--method", type=one_of(METHODS), default="brcd", help=", ".join(METHODS))
+    group.add_argument("--also", type=one_of(PLAIN), help=f"a method whose term is added: {', '.join(PLAIN)}")
     group.add_argument("--rotated-views", type=whole(1), default=2, help="sskd: cached views that are rotated too")
     group.add_argument("--kd-weight", type=real(0), default=1.0, help="of the distillation term")
     group.add_argument(
         "--alpha", type=real(0, 1), default=BRCDOptions.alpha, help="brcd: share of the individual space"
     )
     group.add_argument("--margin", type=real(0, 1), default=BRCDOptions.margin, help="brcd: of |mean|, below it masked")
-    group.add_argument("--clusters", type=whole(1), default=BRCDOptions.clusters, help="brcd: of the teacher's codes")
+    group.add_argument(
+        "--clusters",
+        type=or_auto(whole(1)),
+        default=BRCDOptions.clusters,
+        help="brcd: of the teacher's codes; auto: the highest silhouette's number",
+    )
     group.add_argument(
         "--mask-rule", type=one_of(RULES), default=BRCDOptions.mask_rule, help=f"brcd: {', '.join(RULES)}"
     )
@@ -149,7 +155,7 @@ def notes(args) -> Iterator[str]:
     tried = args.teacher / "cluster_numbers.csv"
     if METHODS[args.method].clusters and tried.exists():
         best = int(max(read_csv(tried), key=lambda row: float(row["silhouette"]))["clusters"])
-        if best != args.clusters:
+        if args.clusters not in (best, "auto"):
             yield f"--clusters is {args.clusters}; {tried} has its highest silhouette at {best}"
 
 
@@ -162,6 +168,10 @@ def check_teacher(args, teacher: Trained, images: HashingData) -> None:
         raise UserError(
             f"{args.teacher}: a teacher of {teacher.bits} bits, --bits is {args.bits}; train a teacher of "
             f"{args.bits} bits, or leave --bits out"
+        )
+    if args.mask_rule in BY_VIEWS and not args.views:
+        raise UserError(
+            f"--mask-rule {args.mask_rule}: it asks what the teacher flips among cached views; give some, --views 8"
         )
     teacher.check_data(images.fingerprint, EVAL_VERSION)
 
@@ -181,14 +191,17 @@ def build_student(args, images: HashingData, device: torch.device) -> FrozenBack
     return backbone
 
 
-def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndarray) -> Knowledge:
+def teacher_knowledge(
+    args, run: Run, train_codes: torch.Tensor, view_codes: np.ndarray | None, labels: np.ndarray
+) -> Knowledge:
     """Cluster the training images by the teacher's codes, make the masks, keep both with the run."""
-    cluster, centroids = cluster_codes(train_codes, args.clusters, args.seed)
-    masks = bit_masks(train_codes, cluster, args.clusters, args.margin, args.mask_rule)
+    n_clusters = choose_clusters(train_codes, args.seed) if args.clusters == "auto" else args.clusters
+    cluster, centroids = cluster_codes(train_codes, n_clusters, args.seed)
+    masks = bit_masks(train_codes, cluster, n_clusters, args.margin, args.mask_rule, view_codes)
     with written_aside(run.path("clusters.npz")) as file:
         np.savez(file, labels=cluster, centroids=centroids, bit_masks=masks)
     pure = f", purity {purity(cluster, labels):.3f}" if labels.shape[1] else ""
-    print(f"{args.clusters} clusters{pure}; masks keep {masks.mean():.0%} of the bits")
+    print(f"{n_clusters} clusters{pure}; masks keep {masks.mean():.0%} of the bits")
     return Knowledge(torch.from_numpy(cluster), torch.from_numpy(centroids), torch.from_numpy(masks))
 
 
@@ -296,10 +309,13 @@ def main() -> None:
         views = training_views(args, images, student, teacher, teacher_head, device, needs.rotations)
         if needs.clusters:
             train_codes = teacher_head.encode(teacher.evaluation(images.train))
-            knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
+            view_codes = np.where(views.banks[1] >= 0, 1, -1) if args.mask_rule in BY_VIEWS else None  # [N, n, b]
+            knowledge = teacher_knowledge(args, run, train_codes, view_codes, images.labels[images.train])
         validate = validation(head, student, teacher, teacher_head, images)
     with seeded("method", args.seed):  # embeddings and memories of the methods that have them
         method = build_method(args.method, trained.bits, len(images.train), knowledge, brcd_options(args)).to(device)
+        if args.also:
+            method = Together(method, build_method(args.also, trained.bits, len(images.train)))
     hashing = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
     step = Step(head, hashing, method, args.kd_weight, device)
 

@@ -18,6 +18,7 @@ import os
 import platform
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -226,7 +227,7 @@ class Job:
         (folder / MODEL).write_bytes(model)
         card = self.card(precision) | {"model_sha256": hashlib.sha256(model).hexdigest()} | (facts or {})
         write_json(folder / CARD, card)
-        return Exported(folder, os.cpu_count() or 1)
+        return Exported(folder)
 
     def card(self, precision: str) -> dict:
         run, packages = self.run, ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
@@ -292,9 +293,13 @@ def licence(run: Trained, backbone: str) -> str:
 
 
 def codes_of(exported: Exported, images: HashingData, rows: np.ndarray, what: str) -> np.ndarray:
-    """uint8 [n, width], one picture after another as a search would have them."""
-    pixels = (images.source[row].permute(1, 2, 0).numpy() for row in rows)
-    return np.stack([exported.code(one) for one in tqdm(pixels, what, len(rows), unit="img")])
+    """uint8 [n, width], each picture hashed by itself, as a search does it; every core hashes its own."""
+
+    def one(row: int) -> np.ndarray:
+        return exported.code(images.source[row].permute(1, 2, 0).numpy())
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(tqdm(pool.map(one, rows), what, len(rows), unit="img")))
 
 
 def different(codes: np.ndarray, others: np.ndarray, bits: int) -> float:

@@ -11,12 +11,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from data.decode import pixels_of
 from retrieval import adding, asking, encoding, engines, montage
@@ -280,26 +281,29 @@ def export_codes(args) -> None:
         print(f"{args.out}: {len(ids):,} codes of {index.bits} bits")
 
 
+def path_parts(index: Index, ids: np.ndarray) -> Iterator[list[str]]:
+    for start in tqdm(range(0, len(ids), PART), "exporting", unit="part", leave=False):
+        yield [record.path for record in index.records(ids[start : start + PART].tolist())]
+
+
 def write_npz(file, index: Index, ids: np.ndarray, codes: np.ndarray) -> None:
-    paths = np.array([record.path for record in index.records(ids.tolist())], dtype=str)
-    np.savez_compressed(file, ids=ids, paths=paths, codes=codes, bits=index.bits)
+    paths = [np.array([], dtype=str), *(np.array(part) for part in path_parts(index, ids))]
+    np.savez_compressed(file, ids=ids, paths=np.concatenate(paths), codes=codes, bits=index.bits)
 
 
 def write_parquet(file, index: Index, ids: np.ndarray, codes: np.ndarray) -> None:
-    """Paths are text, with each byte that is not UTF-8 as \\xNN."""
+    """Paths are text here: each byte that is not UTF-8 is written as \\xNN."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    width = codes.shape[1]
-    schema = pa.schema([("id", pa.int64()), ("path", pa.string()), ("code", pa.binary(width))])
+    kind = pa.binary(codes.shape[1])
+    schema = pa.schema([("id", pa.int64()), ("path", pa.string()), ("code", kind)])
     with pq.ParquetWriter(file, schema) as writer:
-        for start in range(0, len(ids), PART):
-            part = slice(start, start + PART)
-            paths = [os.fsencode(r.path).decode("utf-8", "backslashreplace") for r in index.records(ids[part].tolist())]
-            rows = pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(width), len(paths), [None, pa.py_buffer(codes[part].tobytes())]
-            )
-            writer.write_batch(pa.record_batch([pa.array(ids[part]), pa.array(paths, pa.string()), rows], schema))
+        for number, paths in enumerate(path_parts(index, ids)):
+            rows = slice(number * PART, number * PART + len(paths))
+            text = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]
+            packed = pa.Array.from_buffers(kind, len(paths), [None, pa.py_buffer(codes[rows].tobytes())])
+            writer.write_batch(pa.record_batch([pa.array(ids[rows]), pa.array(text, pa.string()), packed], schema))
 
 
 def remove(args) -> None:

@@ -5,9 +5,11 @@ import io
 import json
 import lzma
 import math
+import os
 import sys
 import tarfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +17,22 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from exports import write_export
 from PIL import Image
 
 import distill
 import evaluate
 import train_teacher
-from data import shards
+from data import photos, shards
 from data.lists import ImageList, read_list
 from data.sources import decode
 from losses.masks import bit_masks, cluster_codes
 from models.heads import FORMAT, HashHead, load_head, save_head
 from models.trained import read_run
+from retrieval import adding, asking
 from retrieval.codes import read_training_codes, write_training_codes
+from retrieval.exported import KEYS, Exported
+from retrieval.index import Index
 from scripts import redundancy, report
 from utils.cache import FeatureCache, entries, prune
 from utils.checkpoints import read_checkpoint, save_atomically
@@ -724,6 +730,87 @@ def result_readers() -> list[Reader]:
     return [Reader("test.json", "brcd/test.json", write_results, read_results, False, are_results, odd_results, True)]
 
 
+# Search: an export is bound to its hash; of an index the codes have checksums, names and thumbnails have none.
+
+PICTURES = 12
+
+
+def write_student(folder: Path, variant: int) -> None:
+    write_export(folder / "student", BITS, seed=variant)
+
+
+def read_export(folder: Path) -> tuple:
+    model = Exported(folder / "student")
+    return {name: model.card[name] for name in KEYS}, model.width, model.code(pixels(0))
+
+
+def is_export(value: tuple, folder: Path) -> bool:
+    card, width, code = value
+    return all(isinstance(card[name], kind) for name, kind in KEYS.items()) and code.shape == (width,)
+
+
+def odd_cards(folder: Path) -> list[bytes]:
+    good = json.loads((folder / "student" / "card.json").read_text())
+    odd = changed(good, (None, 7, "x", [], {}, True, -0.5))
+    return [json.dumps(one).encode() for one in [*odd, [], 1, None, "x", {}, good | {"bits": 10**9}]]
+
+
+def write_pictures_index(folder: Path, variant: int) -> None:
+    write_student(folder, 0)
+    for i in range(PICTURES):
+        (folder / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels(PICTURES * variant + i)).save(folder / "photos" / f"{variant}{i:02}.png")
+    with Index(folder / "index", write=True) as index, redirect_stderr(io.StringIO()):
+        adding.add(index, Exported(folder / "student"), [folder / "photos"], threads=1)
+
+
+def read_pictures_index(folder: Path) -> tuple:
+    """All that a query shows: hits, what is known of them, their thumbnails."""
+    with Index(folder / "index") as index:
+        model = asking.model_of(index)
+        queries = np.stack([model.code(pixels(i)) for i in range(3)])
+        hits = index.search(queries, PICTURES)
+        known = index.records([hit.id for hit in hits[0]])
+        thumbnails = [index.thumbnail(hit.id) for hit in hits[0]]
+    return [[(hit.path, hit.distance) for hit in of_one] for of_one in hits], known, thumbnails
+
+
+def is_pictures_index(value: tuple, folder: Path) -> bool:
+    hits, known, thumbnails = value
+    distances = [[distance for _, distance in of_one] for of_one in hits]
+    # Names may be other names; no picture may be missing, and none may be at another distance.
+    return (
+        all(len(of_one) == PICTURES and of_one == sorted(of_one) and of_one[-1] <= BITS for of_one in distances)
+        and len({record.id for record in known}) == PICTURES
+        and all(isinstance(record.path, str) for record in known)
+        and all(isinstance(thumbnail, bytes) for thumbnail in thumbnails)
+    )
+
+
+def write_photos(folder: Path, variant: int) -> None:
+    (folder / "photos").mkdir()
+    for i in range(PICTURES):
+        Image.fromarray(pixels(PICTURES * variant + i)).save(folder / "photos" / f"{i:02}.png")
+    read_photos(folder)
+
+
+def read_photos(folder: Path) -> tuple:
+    for file in (folder / "photos").iterdir():
+        os.utime(file, (0, 0))  # the answer is kept by name, size and time
+    with redirect_stderr(io.StringIO()):
+        data = photos.load(folder / "photos", cache_dir=folder / "cache")
+    return data.source.names, data.train, data.database, data.val, data.test, data.notes
+
+
+def search_readers() -> list[Reader]:
+    return [
+        Reader("export, card.json", "student/card.json", write_student, read_export, False, is_export, odd_cards, True),
+        Reader("export, model.onnx", "student/model.onnx", write_student, read_export, True, swaps=False),
+        Reader("index", "index", write_pictures_index, read_pictures_index, valid=is_pictures_index, text=True),
+        Reader("photos, what decodes", "cache/photos_*.json", write_photos, read_photos, True, text=True, swaps=False),
+    ]
+
+
 def readers() -> dict[str, Reader]:
     every = [
         *image_readers(),
@@ -733,5 +820,6 @@ def readers() -> dict[str, Reader]:
         *run_readers(),
         *cache_readers(),
         *result_readers(),
+        *search_readers(),
     ]
     return {reader.name: reader for reader in every}

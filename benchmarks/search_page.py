@@ -5,20 +5,25 @@ python benchmarks/search_page.py --student STUDENT --codes 10000 --requests 80 -
 """
 
 import argparse
+import base64
 import contextlib
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import numpy as np
 from PIL import Image
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,11 +31,15 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import fault_mutations as blows  # noqa: E402
 
+from data.decode import pixels_of  # noqa: E402
+from data.tree import images_below  # noqa: E402
+from retrieval import site  # noqa: E402
 from retrieval.exported import Exported  # noqa: E402
 from retrieval.index import Index, Row  # noqa: E402
 from utils.files import write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
 
+BROWSER_CODES = 1_000_000  # at most
 KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -149,16 +158,98 @@ def damaged_uploads(address: str, n: int) -> dict:
     return {"uploads": n, "statuses": dict(sorted(statuses.items())), "without_reason": without, "alive": alive}
 
 
-def measure(student: Path, codes: int, requests: int, uploads: int, pictures: int, clients: int = 8) -> dict:
+HASH = """async (base64) => {
+    const { call } = await import("./page/browser.js");
+    const file = new File([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], "x");
+    const start = performance.now();
+    const code = await call("hashed", file);
+    return [[...code], performance.now() - start];
+}"""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def browser(student: Exported, codes: int = 1) -> Iterator[Page]:
+    """The page of a site of random codes, in Chromium: a Chromium on PATH, or Playwright's own."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        write_index(Path(folder) / "index", student, codes)
+        with Index(Path(folder) / "index") as index:
+            site.write_site(index, student, Path(folder) / "site", site.runtime(ROOT / "cache"))
+        handler = partial(Quiet, directory=Path(folder) / "site")
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            page = playwright.chromium.launch(executable_path=path, args=["--disable-gpu"]).new_page()
+            page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
+            page.wait_for_selector("body[data-state=start]")
+            yield page
+            page.context.browser.close()
+            server.shutdown()
+
+
+def in_browser(page: Page, contents: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """(codes uint8 [n, w], milliseconds [n]) of picture files, read and hashed by the browser."""
+    answers = [page.evaluate(HASH, base64.b64encode(content).decode()) for content in contents]
+    return np.array([code for code, _ in answers], np.uint8), np.array([ms for _, ms in answers])
+
+
+def kinds_of_files(photos: Path | None, n: int, folder: Path) -> dict[str, list[bytes]]:
+    """``n`` files by kind: of all kinds, made of the pictures below ``photos``, or drawn JPEGs of 640 x 480."""
+    if photos is None:
+        return {"drawn": [encoded(photograph(seed), "JPEG") for seed in range(n)]}
+    from search_bits import photographs  # which needs PyTorch
+
+    kinds: dict[str, list[bytes]] = {}
+    for file in photographs(folder, [Path(path) for path in images_below(str(photos), set())], n):
+        kinds.setdefault(file.stem.split("_")[1], []).append(file.read_bytes())
+    return kinds
+
+
+def browser_figures(student: Exported, kinds: dict[str, list[bytes]], codes: int) -> dict:
+    """Milliseconds of hashing a file and of scanning all codes, and bits that differ from Python, by kind of file."""
+    files = [file for group in kinds.values() for file in group]
+    kind = np.repeat(list(kinds), [len(group) for group in kinds.values()])
+    with browser(student, codes) as page:
+        in_browser(page, files[:3])  # warm
+        found, ms = in_browser(page, files)
+        scan = """async (id) => (await (await import("./page/browser.js")).call("search", { id, k: 100 })).search_ms"""
+        scans = [page.evaluate(scan, id) for id in range(min(20, codes))]
+        version = page.context.browser.version
+    start = time.perf_counter()
+    known = np.array([student.code(pixels_of(io.BytesIO(file), upright=True)) for file in files])
+    here = 1000 * (time.perf_counter() - start) / len(files)
+    differ = np.bitwise_count(found ^ known).sum(axis=1)
+    return {
+        "chromium": version,
+        "pictures": len(files),
+        "hash_ms_median": round(float(np.median(ms)), 1),
+        "hash_ms_p95": round(float(np.percentile(ms, 95)), 1),
+        "hash_ms_median_by_kind": {one: round(float(np.median(ms[kind == one])), 1) for one in kinds},
+        "python_ms_mean": round(here, 1),
+        "bits": len(files) * student.bits,
+        "bits_differ": {one: int(differ[kind == one].sum()) for one in kinds},
+        "codes": codes,
+        "scan_ms_median": round(float(np.median(scans)), 2),
+    }
+
+
+def measure(args, clients: int = 8) -> dict:
     """All figures; see the options."""
+    student, codes = args.student, args.codes
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         write_index(index, Exported(student), codes)
         with served(index, student) as address:
             load(address, clients, 4 * clients)  # warm
-            result = {"codes": codes, **load(address, clients, requests)}
-            result["damaged"] = damaged_uploads(address, uploads)
-    return result
+            result = {"codes": codes, **load(address, clients, args.requests)}
+            result["damaged"] = damaged_uploads(address, args.uploads)
+        kinds = kinds_of_files(args.photos, args.pictures, Path(folder))
+        return result | {"browser": browser_figures(Exported(student), kinds, min(codes, BROWSER_CODES))}
 
 
 def main() -> None:
@@ -168,9 +259,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--uploads", type=int, default=1000, help="damaged ones")
     parser.add_argument("--pictures", type=int, default=50, help="hashed by the browser")
+    parser.add_argument("--photos", type=Path, help="they are of all kinds, made of the pictures in this folder")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "search_page.json")
     args = parser.parse_args()
-    result = measure(args.student, args.codes, args.requests, args.uploads, args.pictures)
+    result = measure(args)
     print(result)
     write_json(args.out, {"environment": environment(), **result})
 

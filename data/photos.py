@@ -86,20 +86,25 @@ def _sample(root: Path, names: list[str], size: int, seed: int, cache_dir: Path 
     key = hashlib.sha256(json.dumps([str(root.resolve()), size, seed, state]).encode()).hexdigest()[:32]
     file = cache_dir / f"photos_{key}.json" if cache_dir else None
     if file and file.exists():
-        answer = read_json(file)
-        if answer.keys() != {"names", "broken", "copies"} or not set(answer["names"]) <= set(names):
+        kept = read_json(file)
+        answer = kept.get("answer")
+        if kept.get("checksum") != _checksum(answer):
             raise UserError(f"{file}: damaged; delete it, and the pictures are looked at again")
     else:
         order = np.random.RandomState(seed_of("photos", seed) % 2**32).permutation(len(names))
         answer = _draw(root, [names[i] for i in order], size, cache_dir)
         if file:
-            write_json(file, answer)
+            write_json(file, {"answer": answer, "checksum": _checksum(answer)})
     notes = []
     if answer["broken"]:
         notes.append(f"left out {len(answer['broken'])} files that are no readable pictures: {some(answer['broken'])}")
     if answer["copies"]:
         notes.append(f"left out {answer['copies']} copies of other pictures")
     return answer["names"], notes
+
+
+def _checksum(answer) -> str:
+    return hashlib.sha256(json.dumps(answer).encode()).hexdigest()
 
 
 def _draw(root: Path, names: list[str], size: int, cache_dir: Path | None) -> dict:

@@ -9,6 +9,7 @@ from torch import nn
 from losses.nt_xent import TEMPERATURE, cosine_matrix
 
 VARIANTS = ("paper", "released")
+MASKED = ("rows", "pairs", "positives")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class BRCDOptions:
 
     Attributes:
         temperature, alpha: of the loss.
-        margin, clusters, mask_rule: of the bit masks; see ``losses.masks``.
+        margin, clusters, mask_rule: of the bit masks; see ``losses.masks``; clusters may be "auto".
         variant: "paper", or "released": the released code's slips, which are an all-zero mask, offsets judged on masked
             codes, and a repeated half of the same-cluster matrix.
         mask: contrast masked codes; off, all bits count.
@@ -31,7 +32,7 @@ class BRCDOptions:
     temperature: float = TEMPERATURE
     alpha: float = 0.8
     margin: float = 0.5
-    clusters: int = 10
+    clusters: int | str = 10
     mask_rule: str = "decided"
     variant: str = "paper"
     mask: bool = True
@@ -40,6 +41,13 @@ class BRCDOptions:
     false_negatives: bool = True
     individual: bool = True
     structural: bool = True
+
+
+def masked_cosines(rows: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """cos(m_r * u_r, m_r * u_s) of every two rows [n, b] -> [n, n], both under the first one's mask."""
+    own = F.normalize(masks * rows, dim=1, eps=1e-8)
+    lengths = (masks**2 @ (rows**2).T).clamp_min(1e-16).sqrt()  # [n, n] of m_r * u_s
+    return (own * masks) @ rows.T / lengths
 
 
 class BRCDLoss(nn.Module):
@@ -57,6 +65,8 @@ class BRCDLoss(nn.Module):
         drop_same_cluster: leave pairs of one cluster out of the negatives.
         repeat_upper_half: the released code's slip: rows of the teacher's half drop what the student's rows drop
             (for ``--variant released``).
+        masked: what masks fall on: "rows", each row its own (the method); "pairs", both rows of a pair the mask of the
+            one that contrasts; "positives", none on negatives.
 
     Example:
         >>> z, t_i, t_j = (torch.randn(3, 8, 64) >= 0).float() * 2 - 1
@@ -70,13 +80,16 @@ class BRCDLoss(nn.Module):
         alpha: float = BRCDOptions.alpha,
         drop_same_cluster: bool = True,
         repeat_upper_half: bool = False,
+        masked: str = "rows",
     ):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}: it must be above 0")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}: it must be from 0 to 1")
-        self.temperature, self.alpha = temperature, alpha
+        if masked not in MASKED:
+            raise ValueError(f"masked is {masked!r}: it must be one of {', '.join(MASKED)}")
+        self.temperature, self.alpha, self.masked = temperature, alpha, masked
         self.drop_same_cluster, self.repeat_upper_half = drop_same_cluster, repeat_upper_half
 
     def forward(
@@ -95,7 +108,7 @@ class BRCDLoss(nn.Module):
             teacher_i, teacher_j: [B, b] teacher's codes of views i and j.
             cluster_i: [B] cluster of each clean image.
             cluster_j: [B] cluster of each teacher_j.
-            bit_mask: [B, b] of 0/1, row i the mask of image i's cluster.
+            bit_mask: [B, b] of 0/1, or of weights; row i is of image i, by its cluster.
 
         Returns:
             scalar.
@@ -111,6 +124,10 @@ class BRCDLoss(nn.Module):
 
         individual = F.cosine_similarity(student, teacher_i, dim=1)  # [B]
         structural = similarity.diagonal(batch)  # [B] cos(m * z_i, m * t_ji)
+        if self.masked == "pairs":
+            similarity = masked_cosines(torch.cat([student, teacher_j]), bit_mask.repeat(2, 1))
+        elif self.masked == "positives":
+            similarity = cosine_matrix(torch.cat([student, teacher_j]))
         share = torch.where(cluster_i != cluster_j, 1.0, self.alpha)
         positive = share * individual + (1 - share) * structural
 

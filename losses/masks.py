@@ -2,17 +2,21 @@
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
 from losses.brcd import BRCDOptions
 from utils.errors import UserError
 
 N_STARTS = 30
-RULES = ("decided", "undecided")
+TRIED, TRIED_STARTS, TRIED_IMAGES = (5, 10, 20, 50, 100, 200), 3, 5000  # what --clusters auto looks at
+# Masks by name; "anchor" and "positives" are those of "decided", and say what else of the contrast they fall on.
+RULES = ("decided", "undecided", "anchor", "positives", "soft", "top", "steady", "steady-image")
+BY_VIEWS = ("steady", "steady-image")
 
 
-def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """K-means (k-means++, 30 starts) on codes.
+def cluster_codes(codes, n_clusters: int, seed: int = 0, n_starts: int = N_STARTS) -> tuple[np.ndarray, np.ndarray]:
+    """K-means (k-means++) on codes.
 
     Args:
         codes: [n, b] in {-1, +1}.
@@ -33,13 +37,37 @@ def cluster_codes(codes, n_clusters: int, seed: int = 0) -> tuple[np.ndarray, np
             "codes; use fewer clusters"
         )
     with threadpool_limits(1):  # the same sums in the same order on any machine
-        labels = KMeans(n_clusters, n_init=N_STARTS, random_state=seed).fit(codes).labels_.astype(np.int64)
+        labels = KMeans(n_clusters, n_init=n_starts, random_state=seed).fit(codes).labels_.astype(np.int64)
     # From the labels, where sums of -1 and +1 are exact: k-means' own centres depend on the number of threads.
     return labels, cluster_means(codes, labels, n_clusters).astype(np.float32)
 
 
+def choose_clusters(codes, seed: int = 0) -> int:
+    """The number of clusters of codes [n, b] with the highest mean silhouette (Rousseeuw, 1987), no labels asked: of
+    ``TRIED``, as far as there are so many different codes; k-means of 3 starts, silhouettes of at most 5,000 images.
+
+    Raises:
+        UserError: fewer than 6 different codes, so that nothing can be tried.
+    """
+    codes = np.asarray(codes).astype(np.float32)
+    distinct = len(np.unique(codes, axis=0))
+    found = {}
+    for k in (k for k in TRIED if k < distinct):
+        labels, _ = cluster_codes(codes, k, seed, TRIED_STARTS)
+        with threadpool_limits(1):
+            found[k] = silhouette_score(codes, labels, sample_size=min(TRIED_IMAGES, len(codes)), random_state=seed)
+    if not found:
+        raise UserError(f"--clusters auto: the teacher gives only {distinct} different codes; name a number")
+    return max(found, key=found.get)
+
+
 def bit_masks(
-    codes, labels, n_clusters: int, margin: float = BRCDOptions.margin, rule: str = BRCDOptions.mask_rule
+    codes,
+    labels,
+    n_clusters: int,
+    margin: float = BRCDOptions.margin,
+    rule: str = BRCDOptions.mask_rule,
+    view_codes=None,
 ) -> np.ndarray:
     """Which bits mean something in each cluster.
 
@@ -49,19 +77,36 @@ def bit_masks(
         codes: [n, b] in {-1, +1}.
         labels: [n] cluster of each.
         margin: 0..1.
-        rule: "decided" keeps bits with |mean| >= margin (the method); "undecided" those below (an ablation).
+        rule: "decided" keeps bits with |mean| >= margin (the method), and so do "anchor" and "positives"; "undecided"
+            those below (an ablation); "soft" weighs every bit by |mean|; "top" keeps the share 1 - margin of the bits
+            with the highest |mean|, of equals the first. "steady" keeps bits whose |mean over an image's views|, mean
+            over the cluster, is >= margin: those that the teacher does not flip between views; "steady-image" asks
+            that of each image.
+        view_codes: [N, n, b] codes of N views, for the last two.
 
     Returns:
-        uint8 [K, b], 1 where the bit is kept; an empty cluster keeps none.
+        uint8 [K, b], 1 where the bit is kept, an empty cluster keeps none; float32 for "soft"; uint8 [n, b] for
+        "steady-image".
     """
     if not 0 <= margin <= 1:
         raise UserError(f"--margin {margin}: it must be from 0 to 1")
     if rule not in RULES:
         raise UserError(f"--mask-rule {rule}: it is one of {', '.join(RULES)}")
     codes, labels = np.asarray(codes), np.asarray(labels)
-    decided = np.abs(cluster_means(codes, labels, n_clusters)) >= margin
+    if rule in BY_VIEWS:
+        codes = np.abs(np.asarray(view_codes, dtype=np.int8).mean(axis=0))  # [n, b] 1: never flips
+    if rule == "steady-image":
+        return (codes >= margin).astype(np.uint8)
+    means = np.abs(cluster_means(codes, labels, n_clusters))
+    if rule == "soft":
+        return means.astype(np.float32)
+    if rule == "top":
+        ranks = (-means).argsort(axis=1, kind="stable").argsort(axis=1)
+        decided = ranks < round((1 - margin) * means.shape[1])
+    else:
+        decided = means >= margin
     filled = (np.bincount(labels, minlength=n_clusters) > 0)[:, None]
-    return ((decided if rule == "decided" else ~decided) & filled).astype(np.uint8)
+    return ((~decided if rule == "undecided" else decided) & filled).astype(np.uint8)
 
 
 def cluster_means(codes: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:

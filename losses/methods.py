@@ -44,7 +44,7 @@ class Knowledge:
     Attributes:
         cluster: [n] cluster of each image's code.
         centroids: [K, b].
-        bit_masks: [K, b] of 0/1.
+        bit_masks: [K, b] of 0/1, or of weights; [n, b] under the rule "steady-image".
     """
 
     cluster: torch.Tensor
@@ -77,7 +77,9 @@ class BRCD(nn.Module):
             alpha,
             drop_same_cluster=options.cluster and options.false_negatives,
             repeat_upper_half=self.released,
+            masked={"anchor": "pairs", "positives": "positives"}.get(options.mask_rule, "rows"),
         )
+        self.by_image = options.mask_rule == "steady-image"
         masks = knowledge.bit_masks
         masks = torch.zeros_like(masks) if self.released else masks if options.mask else torch.ones_like(masks)
         for name, tensor in (("cluster", knowledge.cluster), ("centroids", knowledge.centroids), ("masks", masks)):
@@ -85,7 +87,7 @@ class BRCD(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         cluster_i = self.cluster[batch.index]  # [B]
-        bit_mask = self.masks[cluster_i].float()  # [B, b]
+        bit_mask = self.masks[batch.index if self.by_image else cluster_i].float()  # [B, b]
         teacher_i, teacher_j = binarize(batch.teacher)
         judged = teacher_j * bit_mask if self.released else teacher_j
         cluster_j = nearest_centroid(judged, self.centroids) if self.offset else cluster_i
@@ -144,6 +146,17 @@ class OnRotations(nn.Module):
         return {"distillation": self.loss(student, teacher)}
 
 
+class Together(nn.Module):
+    """The sum of several methods' terms."""
+
+    def __init__(self, *methods: nn.Module):
+        super().__init__()
+        self.methods = nn.ModuleList(methods)
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"distillation": sum(term for method in self.methods for term in method(batch).values())}
+
+
 @dataclass(frozen=True)
 class Method:
     """How a method is built, and what it needs prepared.
@@ -170,6 +183,7 @@ def _with_memory(loss: Callable[..., nn.Module], own_first: bool, **fixed) -> Me
 
 
 NEGATIVES = 500
+PLAIN = ("rkd", "pkt", "sp", "kl")  # of codes alone: what can be added to another method
 METHODS: dict[str, Method] = {
     "none": Method(lambda **_: NoDistillation()),
     "rkd": _on_codes(RKDLoss),

@@ -68,6 +68,7 @@ class Exported:
             raise UserError(f"{file}: damaged, or not the model that {CARD} describes; export that run again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = False  # it would keep as much as the largest picture took
         options.enable_mem_pattern = False  # it would keep a plan for every size of picture
         options.log_severity_level = 3
         options.add_session_config_entry("session.x64quantprecision", "1")  # int8 without saturation on old processors
@@ -119,12 +120,17 @@ def read_card(folder: Path) -> dict:
         raise UserError(
             f"{file}: of format {card.get('format')!r}, this code reads format {FORMAT}; export that run again"
         )
-    wrong = [key for key, kind in KEYS.items() if key not in card or not isinstance(card[key], kind)]
-    if not wrong and not (card["role"] in ("student", "teacher") and card["bits"] >= 1):
-        wrong = ["role" if card["bits"] >= 1 else "bits"]
+    wrong = [key for key, kind in KEYS.items() if key not in card or not _is(card[key], kind)]
+    if not wrong:
+        good = {"role": card["role"] in ("student", "teacher"), "bits": card["bits"] >= 1}
+        wrong = [key for key, right in good.items() if not right]
     if wrong:
         raise UserError(f"{file}: damaged, no usable {', '.join(wrong)}; export that run again")
     return card
+
+
+def _is(value, kind) -> bool:
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)  # to Python True is a number
 
 
 def may_ask(student: dict, database: dict) -> None:

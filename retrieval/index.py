@@ -27,7 +27,7 @@ from utils.errors import UserError, first_line
 FORMAT = 1
 APPLICATION = 0x42524344  # in the file's header: whose SQLite file it is
 CACHE = 32768  # KiB of the file, at most, that a process keeps in memory beside the codes
-SELECTIONS = 4  # filters whose selections are kept
+SELECTIONS, SELECTED = 4, 10**7  # filters whose selections are kept, and pictures of all before one more is
 SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, label BLOB);
@@ -58,6 +58,7 @@ WRONG = {
     "thumbnails WHERE id NOT IN (SELECT id FROM pictures)": "thumbnails are of no picture",
     "thumbnails WHERE length(jpeg) > 0 AND substr(jpeg, 1, 2) <> x'ffd8'": "thumbnails are no JPEG",
 }
+DAMAGED = "damaged; put a copy in its place, or add your pictures to a new index"
 REFUSALS = {
     "SQLITE_FULL": "no space is left on the disk; free some: what was added before is kept",
     "SQLITE_READONLY": "it can't be written; change its permissions and its folder's",
@@ -65,7 +66,7 @@ REFUSALS = {
     "SQLITE_PERM": "permission denied",
     "SQLITE_BUSY": "another process is at work there; wait for its end",
     "SQLITE_IOERR": "the disk can't be read or written",
-    "SQLITE_CORRUPT": "damaged; put a copy in its place, or add your pictures to a new index",
+    "SQLITE_CORRUPT": DAMAGED,
     "SQLITE_NOTADB": "no index, or a damaged one (not a SQLite file)",
 }
 
@@ -165,14 +166,19 @@ class Index:
 
     def _opened(self, write: bool) -> sqlite3.Connection:
         where = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={'rwc' if write else 'rw'}"
+        self._con = self._still = None
         if not write and not os.access(self.path.parent, os.W_OK) and not self._log().exists():
-            where += "&immutable=1"  # readers share a file beside it; where none can be made nobody writes either
-        self._con = None
+            where += "&immutable=1"  # readers share a file beside it, and here none can be made
+            self._still = self._state()
         with self._asking():
             con = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
             con.execute(f"PRAGMA query_only = {int(not write)}")
             con.execute(f"PRAGMA cache_size = -{CACHE}")
             return con
+
+    def _state(self) -> tuple:
+        stat = self.path.stat()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns, self._log().exists()
 
     def _log(self) -> Path:
         return self.path.with_name(self.path.name + "-wal")
@@ -213,14 +219,28 @@ class Index:
     def _asking(self) -> Iterator[sqlite3.Connection]:
         """The connection, one thread at a time; what SQLite refuses is one line."""
         with self._lock:
+            if self._still and self._con and self._still != self._state():  # somebody may write there after all
+                self._con.close()
+                self._con, self._seen, self._snapshot = self._opened(write=False), None, None
             try:
                 yield self._con
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: of a damaged schema
                 name = getattr(error, "sqlite_errorname", "")
-                for kind, what in REFUSALS.items():
-                    if name.startswith(kind):
-                        raise UserError(f"{self.path}: {what} ({first_line(error)})") from None
-                raise
+                known = next((what for kind, what in REFUSALS.items() if name.startswith(kind)), None)
+                if known is None and name in ("", "SQLITE_ERROR") and not isinstance(error, sqlite3.ProgrammingError):
+                    known = DAMAGED
+                if known is None:
+                    raise
+                raise UserError(f"{self.path}: {known} ({first_line(error)})") from None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """The same for what only reads: values that are not of their kind are a damaged file too."""
+        with self._asking() as con:
+            try:
+                yield con
+            except (TypeError, ValueError, AttributeError) as error:
+                raise UserError(f"{self.path}: {DAMAGED} ({first_line(error)})") from None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -243,23 +263,26 @@ class Index:
                 self._seen = None  # SQLite's data_version counts what others write
 
     def _fact(self, name: str):
-        with self._asking() as con:
+        with self._reading() as con:
             row = con.execute("SELECT value FROM facts WHERE name = ?", [name]).fetchone()
-        return row and row[0]
+            return row and row[0]
 
     # The model
 
     @property
     def card(self) -> dict | None:
         """The card of the exported model that hashed the pictures; None where there is none yet."""
-        text = self._fact("card")
-        return json.loads(text) if text else None
+        with self._reading():
+            card = json.loads(self._fact("card") or "null")
+            if card is not None and not (isinstance(card["bits"], int) and isinstance(card["model_sha256"], str)):
+                raise ValueError("its card")
+            return card
 
     @property
     def student(self) -> str | None:
         """The folder that the exported model lay in."""
-        folder = self._fact("student")
-        return os.fsdecode(folder) if folder else None
+        with self._reading():
+            return _text(self._fact("student"))
 
     @property
     def bits(self) -> int:
@@ -290,12 +313,12 @@ class Index:
     # Searching
 
     def __len__(self) -> int:
-        with self._asking() as con:
-            return con.execute("SELECT coalesce(sum(pictures), 0) FROM blocks").fetchone()[0]
+        with self._reading() as con:
+            return int(con.execute("SELECT coalesce(sum(pictures), 0) FROM blocks").fetchone()[0])
 
     def _now(self) -> Snapshot:
         """The codes as they are; read again where a transaction has changed them."""
-        with self._asking() as con:
+        with self._reading() as con:
             seen = con.execute("PRAGMA data_version").fetchone()[0]
             if seen != self._seen:
                 self._snapshot = self._read_codes(con)
@@ -317,7 +340,7 @@ class Index:
             else:
                 blocks = list(blocks)
                 snapshot = known.changed(blocks) if blocks else known
-            snapshot.version = version
+            snapshot.version = version - inside  # what is to come in this transaction has the same version
             return snapshot
         finally:
             if not inside:
@@ -325,26 +348,22 @@ class Index:
 
     def _block(self, row: tuple, width: int) -> Block:
         number, pictures, places, codes, checksum = row
-        if (len(places), len(codes)) != (2 * pictures, width * pictures) or zlib.crc32(
-            codes, zlib.crc32(places)
-        ) != checksum:
-            raise UserError(
-                f"{self.path}: damaged (codes of ids from {number * BLOCK}); put a copy in its place, or add your "
-                "pictures to a new index"
-            )
+        widths = 2 * pictures, width * pictures
+        if (len(places), len(codes)) != widths or zlib.crc32(codes, zlib.crc32(places)) != checksum:
+            raise UserError(f"{self.path}: {DAMAGED} (codes of ids from {number * BLOCK})")
         return number, np.frombuffer(places, "<u2"), np.frombuffer(codes, np.uint8).reshape(-1, width)
 
     def _selection(self, snapshot: Snapshot, where: Filters) -> tuple[np.ndarray | None, np.ndarray]:
         """(rows or None for all, their codes) that a filter lets through."""
         if where == Filters():
             return None, snapshot.codes
-        with self._asking() as con:
+        with self._reading() as con:
             kept = snapshot.selections
             if where not in kept:
                 condition, values = _condition(where)
                 ids = con.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY id", values)
                 rows = snapshot.rows(np.fromiter((i for (i,) in ids), np.int64))
-                if len(kept) >= SELECTIONS:
+                while len(kept) >= SELECTIONS or sum(len(r) for r, _ in kept.values()) > SELECTED:
                     del kept[next(iter(kept))]
                 kept[where] = rows, np.ascontiguousarray(snapshot.codes[rows])
             return kept[where]
@@ -417,9 +436,9 @@ class Index:
 
     def _facts(self, ids: np.ndarray) -> dict[int, tuple[str, bytes]]:
         """(path, digest) of those ids that are there."""
-        with self._asking() as con:
-            rows = con.execute(f"SELECT p.id, f.path, p.name, p.digest {OF_IDS}", [json.dumps(ids.tolist())]).fetchall()
-        return {i: (_joined(folder, name), digest) for i, folder, name, digest in rows}
+        with self._reading() as con:
+            rows = con.execute(f"SELECT p.id, f.path, p.name, p.digest {OF_IDS}", [json.dumps(ids.tolist())])
+            return {i: (_joined(folder, name), digest) for i, folder, name, digest in rows}
 
     # What is known of pictures
 
@@ -429,15 +448,16 @@ class Index:
         Raises:
             KeyError: one that is not there.
         """
-        with self._asking() as con:
+        wanted = json.dumps(list(map(int, ids)))
+        with self._reading() as con:
             rows = con.execute(
                 f"SELECT p.id, f.path, p.name, p.size, p.mtime_ns, p.digest, f.label, p.added, p.taken {OF_IDS}",
-                [json.dumps(list(map(int, ids)))],
-            ).fetchall()
-        known = {
-            row[0]: Record(row[0], _joined(row[1], row[2]), row[3], row[4], row[5].hex(), _text(row[6]), row[7], row[8])
-            for row in rows
-        }
+                [wanted],
+            )
+            known = {
+                picture: Record(picture, _joined(folder, name), size, mtime_ns, digest.hex(), _text(label), *times)
+                for picture, folder, name, size, mtime_ns, digest, label, *times in rows
+            }
         return [known[i] for i in ids]
 
     def record(self, picture: int) -> Record:
@@ -446,16 +466,18 @@ class Index:
 
     def thumbnail(self, picture: int) -> bytes:
         """A JPEG of at most ``retrieval.adding.THUMBNAIL`` pixels a side. KeyError: not there."""
-        with self._asking() as con:
-            row = con.execute("SELECT jpeg FROM thumbnails WHERE id = ?", [int(picture)]).fetchone()
+        picture = int(picture)
+        with self._reading() as con:
+            row = con.execute("SELECT jpeg FROM thumbnails WHERE id = ?", [picture]).fetchone()
         if row is None:
             raise KeyError(picture)
         return row[0]
 
     def code_of(self, picture: int) -> np.ndarray:
         """uint8 [w]. KeyError: not there."""
-        with self._asking() as con:
-            row = con.execute(f"{BLOCKS} number = ?", [int(picture) // BLOCK]).fetchone()
+        picture = int(picture)
+        with self._reading() as con:
+            row = con.execute(f"{BLOCKS} number = ?", [picture // BLOCK]).fetchone()
             if row is not None:
                 _, places, codes = self._block(row, self.width)
                 at = np.flatnonzero(places == picture % BLOCK)
@@ -470,33 +492,33 @@ class Index:
 
     def folders(self) -> list[str]:
         """Folders that pictures lie in, sorted."""
-        with self._asking() as con:
+        with self._reading() as con:
             return [os.fsdecode(path) for (path,) in con.execute("SELECT path FROM folders ORDER BY path")]
 
     def broken(self) -> list[Broken]:
         """Files that are no readable pictures, sorted by path."""
-        with self._asking() as con:
-            rows = con.execute("SELECT path, size, mtime_ns, reason FROM broken ORDER BY path").fetchall()
-        return [Broken(os.fsdecode(path), *more) for path, *more in rows]
+        with self._reading() as con:
+            rows = con.execute("SELECT path, size, mtime_ns, reason FROM broken ORDER BY path")
+            return [Broken(os.fsdecode(path), *more) for path, *more in rows]
 
     def known(self, folder: str) -> dict[str, tuple[int, int, int]]:
         """(id, size, mtime_ns) by name of the pictures that lie right in a folder."""
-        with self._asking() as con:
+        with self._reading() as con:
             rows = con.execute(
                 "SELECT name, id, size, mtime_ns FROM pictures WHERE folder = (SELECT id FROM folders WHERE path = ?)",
                 [os.fsencode(folder)],
-            ).fetchall()
-        return {os.fsdecode(name): tuple(more) for name, *more in rows}
+            )
+            return {os.fsdecode(name): tuple(more) for name, *more in rows}
 
     def same(self, digest: bytes) -> tuple[np.ndarray, bytes] | None:
         """(code, thumbnail) of a picture with these bytes, if there is one."""
-        with self._asking() as con:
+        with self._reading() as con:
             row = con.execute("SELECT id FROM pictures WHERE digest = ? LIMIT 1", [digest]).fetchone()
             return row and (self.code_of(row[0]), self.thumbnail(row[0]))
 
     def info(self) -> dict:
         """What is in it, as plain values."""
-        with self._asking() as con:
+        with self._reading() as con:
             folders, broken = (con.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("folders", "broken"))
         return {
             "index": str(self.path),
@@ -513,7 +535,7 @@ class Index:
     def faults(self) -> list[str]:
         """What is wrong with the index in itself, a line each."""
         try:
-            with self._asking() as con:
+            with self._reading() as con:
                 found = [row[0] for row in con.execute("PRAGMA integrity_check(5)")]
                 return [first_line(line) for line in found if line != "ok"] or self._wrong_rows(con)
         except UserError as error:

@@ -15,10 +15,13 @@ import warnings
 from asyncio import to_thread
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Annotated
 
+import faiss
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
@@ -26,7 +29,7 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.formparsers import MultiPartParser
 
@@ -40,6 +43,7 @@ PAGE = Path(__file__).parent / "page"
 MAX_UPLOAD = 32 * 2**20  # bytes
 MAX_BODY = MAX_UPLOAD + 2**16  # the form around it
 MAX_PIXELS = 64_000_000
+LARGE = 12_000_000
 MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
 MAX_K = 1000
 MAX_ID = 2**63 - 1
@@ -64,18 +68,18 @@ ORIGINAL = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-in
 
 
 class Result(BaseModel):
-    rank: int
+    rank: int = Field(description="from 1")
     path: str
-    distance: int
-    id: int
+    distance: int = Field(description="bits that differ")
+    id: int = Field(description="of /thumbnail, /original and a further search")
 
 
 class Answer(BaseModel):
-    query: str
-    hash_ms: float
+    query: str = Field(description="name of the file that was sent, or path of the indexed one")
+    hash_ms: float = Field(description="decoding and hashing; 0 by id")
     search_ms: float
-    searched: int
-    results: list[Result]
+    searched: int = Field(description="pictures that were looked at")
+    results: list[Result] = Field(description="nearest first, ties in the order added")
 
 
 class Example(BaseModel):
@@ -85,18 +89,18 @@ class Example(BaseModel):
 
 class Info(BaseModel):
     pictures: int
-    bits: int
+    bits: int = Field(description="of a code")
     folders: list[str]
-    student: dict
-    examples: list[Example]
-    max_upload: int
+    student: dict = Field(description="card of the exported network that hashes queries")
+    examples: list[Example] = Field(description="a few pictures to begin with")
+    max_upload: int = Field(description="bytes")
     max_pixels: int
     max_k: int
-    problem: str | None  # why no query can be answered
+    problem: str | None = Field(description="why no query can be answered now")
 
 
 class Failure(BaseModel):
-    error: str
+    error: str = Field(description="what is wrong, and what to do")
 
 
 class Ascii(JSONResponse):
@@ -106,32 +110,41 @@ class Ascii(JSONResponse):
         return json.dumps(content, separators=(",", ":")).encode()
 
 
-def read_picture(content: bytes, name: str) -> np.ndarray:
-    """An upload as uint8 RGB [H, W, 3].
+def count_pixels(content: bytes, name: str) -> int:
+    """Pixels of an upload, before any is decoded.
+
+    Raises:
+        HTTPException: it has too many, or is no picture of the formats that are named.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        width = height = MAX_PIXELS
+    if width * height > MAX_PIXELS:
+        raise HTTPException(413, f"{name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise HTTPException(413, f"{name}: {width} x {height} is a strip; cut a part of it")
+    return width * height
+
+
+def hash_upload(student: Exported, content: bytes, name: str, large: Lock) -> np.ndarray:
+    """The code uint8 [w] of an upload; of large pictures one at a time, since each takes a gigabyte.
 
     Raises:
         HTTPException: no picture of the formats that are named, a damaged one, or one too large.
     """
     try:
-        try:
-            with Image.open(BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-        except Image.DecompressionBombError:
-            width = height = MAX_PIXELS
-        except UnidentifiedImageError:
-            return pixels_of(BytesIO(content), name)  # which says it
-        if width * height > MAX_PIXELS:
-            raise HTTPException(413, f"{name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
-        if max(width, height) > MAX_RATIO * min(width, height):
-            raise HTTPException(413, f"{name}: {width} x {height} is a strip; cut a part of it")
-        return pixels_of(BytesIO(content), name, upright=True)
+        with large if count_pixels(content, name) > LARGE else nullcontext():
+            return student.code(pixels_of(BytesIO(content), name, upright=True))
     except HTTPException:
         raise
     except UserError as error:
         raise HTTPException(415, str(error)) from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         formats = ", ".join(FORMATS)
-        raise HTTPException(415, f"{name}: not a readable picture of {formats} ({first_line(error)})") from None
+        what = "" if isinstance(error, UnidentifiedImageError) else f" ({first_line(error)})"
+        raise HTTPException(415, f"{name}: not a readable image of {formats}{what}") from None
 
 
 def read_original(record: Record) -> tuple[bytes, str]:
@@ -251,19 +264,24 @@ class Searcher:
             raise HTTPException(409, problem)
         return answers(self.index, [query], k, radius, Filters(folder=folder or None))[0]
 
+    def examples(self) -> list[dict]:
+        """A few pictures that differ: those nearest to random codes, whatever the index is."""
+        codes = np.random.RandomState(0).randint(0, 256, (3 * EXAMPLES, self.student.width)).astype(np.uint8)
+        few = {hits[0].id: hits[0].path for hits in self.index.search(codes, 1) if hits}
+        return [{"id": id, "path": path} for id, path in list(few.items())[:EXAMPLES]]
+
     def info(self) -> dict:
-        ids = self.index.codes()[0]
-        few = ids[np.linspace(0, len(ids) - 1, min(EXAMPLES, len(ids))).astype(int)]
+        problem = self.problem()
         return {
-            "pictures": len(ids),
+            "pictures": len(self.index),
             "bits": self.student.bits,
             "folders": self.index.folders(),
             "student": self.student.card,
-            "examples": [dict(id=r.id, path=r.path) for r in self.index.records(few.tolist())],
+            "examples": [] if problem else self.examples(),
             "max_upload": MAX_UPLOAD,
             "max_pixels": MAX_PIXELS,
             "max_k": MAX_K,
-            "problem": self.problem(),
+            "problem": problem,
         }
 
 
@@ -278,7 +296,11 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     """
     MultiPartParser.spool_max_size = 2 * MAX_UPLOAD  # uploads stay in memory: a query writes nothing
     searcher = Searcher(index, student)
-    hashing = ThreadPoolExecutor(os.cpu_count() or 1, "hashing")
+    cores = os.cpu_count() or 1
+    large = Lock()
+    hashing = ThreadPoolExecutor(cores, "hashing")
+    # Each search on one core: several at once share the cores, and none waits for a core that hashes.
+    searching = ThreadPoolExecutor(cores, "searching", faiss.omp_set_num_threads, (1,))
     files = {file.name: file.read_bytes() for file in PAGE.iterdir() if file.suffix in TYPES}
     app = FastAPI(
         title="Search by picture",
@@ -291,9 +313,9 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         responses={"4XX": {"model": Failure}, "5XX": {"model": Failure}},
     )
 
-    async def hashed(function, *args):
+    async def on(pool: ThreadPoolExecutor, function, *args):
         """What takes long has threads of its own, so that thumbnails don't wait for it."""
-        return await asyncio.get_running_loop().run_in_executor(hashing, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
     @app.exception_handler(AnyHTTPException)
     async def refused(_, error: AnyHTTPException) -> Response:
@@ -305,15 +327,17 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         reasons = (f"{'.'.join(map(str, e['loc'][1:])) or 'request'}: {e['msg']}" for e in error.errors())
         return failure(422, "; ".join(reasons))
 
+    @app.exception_handler(UserError)
+    async def unusable(_, error: UserError) -> Response:  # an index that is damaged, or that another process holds
+        return failure(503, str(error))
+
     @app.exception_handler(Exception)
     async def broken(_, error: Exception) -> Response:
-        if isinstance(error, UserError):  # an index that has gone or is damaged
-            return failure(503, str(error))
         return failure(500, f"the server failed ({type(error).__name__}); its log says how")
 
-    def hash_upload(content: bytes, name: str) -> tuple[str, np.ndarray, float]:
+    def hashed(content: bytes, name: str) -> tuple[str, np.ndarray, float]:
         start = time.perf_counter()
-        return name, student.code(read_picture(content, name)), 1000 * (time.perf_counter() - start)
+        return name, hash_upload(student, content, name, large), 1000 * (time.perf_counter() - start)
 
     @app.post("/api/search", responses={200: {"model": Answer}})
     async def search(
@@ -335,13 +359,13 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
                 raise HTTPException(415, f"{name}: it is empty")
             if len(content) > MAX_UPLOAD:
                 raise HTTPException(413, f"{name}: {TOO_LARGE}")
-            query = await hashed(hash_upload, content, name)
-        return Ascii(await to_thread(searcher.search, query, k, radius, folder))
+            query = await on(hashing, hashed, content, name)
+        return Ascii(await on(searching, searcher.search, query, k, radius, folder))
 
     @app.get("/api/info", responses={200: {"model": Info}})
     async def info() -> Ascii:
         """What is searched, by which network, and what a query may be."""
-        return Ascii(await to_thread(searcher.info))
+        return Ascii(await on(searching, searcher.info))
 
     @app.get("/thumbnail/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def thumbnail(id: Id, request: Request) -> Response:
@@ -358,7 +382,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     async def original(id: Id) -> Response:
         """The file itself, if it is still the one that was indexed."""
         record = await to_thread(searcher.record, id)
-        content, kind = await hashed(read_original, record)
+        content, kind = await on(hashing, read_original, record)
         return Response(content, media_type=kind, headers={"Cache-Control": "private, no-cache", **ORIGINAL})
 
     def page(name: str) -> Response:
@@ -374,10 +398,19 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
 
 def listen(host: str, port: int) -> socket.socket:
     """Raises UserError where nothing can listen there."""
+    sock = None
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=128)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)  # asyncio turns off the delay of small packets if it is told TCP
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(128)
+        return sock
     except OSError as error:
+        if sock:
+            sock.close()
         raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another") from None
 
 

@@ -4,7 +4,8 @@ index.html sw.js page/           the page, and what keeps it for use without a n
 data/info.json                   what is searched; names the state, VERSION, that the other files are of
 data/VERSION/model.onnx          the exported student
 data/VERSION/codes.bin           uint8 [n, w], in the order added; folders.bin: uint32 [n], places in info's folders
-data/VERSION/names-S.json        {names, sizes} of a shard of pictures; thumbs-S.bin: its thumbnails, one after another
+data/VERSION/names-G.json        {names, sizes of thumbnails} of a group of pictures
+data/VERSION/thumbs-S.bin        thumbnails of a shard, end to end
 ort/                             ONNX Runtime Web, which npm has
 """
 
@@ -28,7 +29,7 @@ from utils.errors import UserError, first_line
 from utils.files import read_json, write_json, written_aside
 
 FORMAT = 1
-SHARD = 256  # pictures
+GROUP, SHARD = 4096, 256  # pictures whose names are one file, and whose thumbnails are
 MAX_UPLOAD = 512 * 2**20  # bytes of a query's file, which stays in the browser
 ORT = "1.30.0"  # of onnxruntime-web
 ORT_FILES = {"module": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}
@@ -89,14 +90,14 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
     place = {path: n for n, path in enumerate(folders)}
     top = common(folders)
     places = np.zeros(len(ids), "<u4")
-    for number in tqdm(range(-(-len(ids) // SHARD)), "writing", unit="shard"):
-        part = slice(number * SHARD, (number + 1) * SHARD)
-        records = index.records(ids[part].tolist())
-        places[part] = [place[os.path.dirname(record.path)] for record in records]
+    for start in tqdm(range(0, len(ids), GROUP), "writing", unit="group"):
+        records = index.records(ids[start : start + GROUP].tolist())
+        places[start : start + GROUP] = [place[os.path.dirname(record.path)] for record in records]
         thumbnails = [index.thumbnail(record.id) for record in records]
-        (folder / f"thumbs-{number}.bin").write_bytes(b"".join(thumbnails))
-        names = [shown(os.path.basename(record.path)) for record in records]
-        write_json(folder / f"names-{number}.json", {"names": names, "sizes": [len(t) for t in thumbnails]})
+        for at in range(0, len(records), SHARD):
+            (folder / f"thumbs-{(start + at) // SHARD}.bin").write_bytes(b"".join(thumbnails[at : at + SHARD]))
+        names = {"names": [shown(os.path.basename(r.path)) for r in records], "sizes": [len(t) for t in thumbnails]}
+        (folder / f"names-{start // GROUP}.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
     (folder / "codes.bin").write_bytes(codes.tobytes())
     (folder / "folders.bin").write_bytes(places.tobytes())
     shutil.copyfile(student.folder / MODEL, folder / MODEL)
@@ -108,6 +109,7 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
         "pictures": len(ids),
         "bits": student.bits,
         "width": student.width,
+        "group": GROUP,
         "shard": SHARD,
         "student": student.card,
         "folders": below,
@@ -167,7 +169,11 @@ def write_site(index: Index, student: Exported, out: Path, ort: str | Path) -> d
     with tempfile.TemporaryDirectory(prefix=".", dir=out / "data") as aside:
         folder = Path(aside) / "state"
         folder.mkdir()
-        info = write_data(index, student, folder) | {"runtime": {"address": address, **ORT_FILES}}
+        try:
+            info = write_data(index, student, folder)
+        except KeyError:
+            raise UserError(f"{index.path}: pictures were removed while the site was written; run it again") from None
+        info |= {"runtime": {"address": address, **ORT_FILES}}
         wasm = ORT_FILES["wasm"]
         info["sizes"][wasm] = (Path(ort) / wasm).stat().st_size if here else ORT_BYTES
         files = page_files(address)
@@ -202,10 +208,10 @@ def state(folder: Path, files: dict[str, bytes], info: dict) -> str:
 
 
 def worker(out: Path, info: dict, files: dict[str, bytes]) -> bytes:
-    """sw.js with the names of the files that it keeps: the thumbnails after the rest."""
+    """sw.js with the names of the files that it keeps: names and thumbnails after the rest."""
     data = f"data/{info['version']}"
     written = sorted(f"{data}/{path.name}" for path in (out / data).iterdir())
-    later = [name for name in written if "/thumbs-" in name]
+    later = [name for name in written if "/thumbs-" in name or "/names-" in name]
     ort = info["runtime"]
     elsewhere = [ort["address"] + ort[key] for key in ORT_FILES] if "://" in ort["address"] else []
     first = ["./", *files, "data/info.json", *elsewhere, *(name for name in written if name not in later)]

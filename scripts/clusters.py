@@ -11,12 +11,14 @@ from sklearn.metrics import silhouette_score
 from tqdm import tqdm
 
 from losses.brcd import BRCDOptions
-from losses.masks import RULES, bit_masks, cluster_codes
+from losses.masks import bit_masks, cluster_codes
 from retrieval.codes import read_training_codes
 from utils.errors import UserError
 from utils.figures import draw_cluster_numbers
 from utils.files import write_csv
 from utils.options import Parser, one_of, real, whole
+
+KEEP = ("decided", "undecided", "top")  # rules that keep bits or do not, by the training codes alone
 
 
 def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -> list[dict]:
@@ -41,7 +43,9 @@ def main() -> None:
     parser.add_argument(
         "--margin", type=real(0, 1), default=BRCDOptions.margin, help="bits with a smaller |cluster mean| are masked"
     )
-    parser.add_argument("--mask-rule", type=one_of(RULES), default=BRCDOptions.mask_rule, help="decided or undecided")
+    parser.add_argument(
+        "--mask-rule", type=one_of(KEEP), default=BRCDOptions.mask_rule, help=f"one of: {', '.join(KEEP)}"
+    )
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of k-means")
     args = parser.parse_args()
     codes = read_training_codes(args.teacher)

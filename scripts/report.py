@@ -2,8 +2,9 @@
 
 Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
 a run and setting), table.md, table.tex, map.png, precision_recall.png, and where they apply bits.png (by code length),
-sensitivity.png (BRCD's hyperparameters) and significance.csv (each method against BRCD by a paired t-test over seeds,
-corrected for all comparisons of the table). What the rows come from is in runs.jsonl (arguments, environment, summary)
+sensitivity.png (BRCD's hyperparameters) and significance.csv (each method against BRCD, or the one that --against
+names, by a paired t-test over seeds, corrected for all comparisons of the table); validation.md has the same tables on
+the queries that chose the checkpoints. What the rows come from is in runs.jsonl (arguments, environment, summary)
 and logs.csv (every epoch).
 """
 
@@ -257,18 +258,21 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def reference(methods) -> str | None:
-    """The BRCD that others are compared with: the plain one, or the first of those with other options."""
+def reference(methods, against: str | None = None) -> str | None:
+    """The method that others are compared with: ``against``, or the plain BRCD, or the first with other options."""
+    if against:
+        return against if against in methods else None
     ours = sorted((m for m in methods if m.split()[0] == "brcd"), key=order)
     return ours[0] if ours else None
 
 
-def significance(table: pd.DataFrame) -> pd.DataFrame:
-    """Of one table: every method less BRCD over the seeds that both have; p is corrected over all its comparisons."""
+def significance(table: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
+    """Of one table: every method less BRCD (or ``against``) over the seeds that both have; p is corrected over all its
+    comparisons."""
     pairs = []
     for (bits, setting), group in table[table["base"] != "teacher"].groupby(["bits", "setting"]):
         by_seed = group.pivot(index="seed", columns="method", values="map")
-        ours = reference(by_seed.columns)
+        ours = reference(by_seed.columns, against)
         for name in sorted(set(by_seed.columns) - {ours}, key=order) if ours else ():
             differences = (by_seed[name] - by_seed[ours]).dropna().to_numpy()
             if len(differences):
@@ -358,6 +362,20 @@ def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.nda
     return by_setting
 
 
+def on_validation(rows: pd.DataFrame) -> pd.DataFrame:
+    """The students' rows with the mAP that chose each checkpoint, of the validation queries, from the runs' summaries;
+    no rows where there is none."""
+
+    def chosen(row) -> float:
+        run = Path(row["file"]).parent
+        best = read_summary(run)["best"] if (run / "summary.json").exists() else {}
+        return best[row["setting"]]["value"] if row["setting"] in best else np.nan
+
+    students = rows[(rows["base"] != "teacher") & (rows["queries"] == "test")]
+    found = students.assign(map=students.apply(chosen, axis=1) if len(students) else np.nan, queries="val")
+    return found.dropna(subset="map")
+
+
 def tables_of(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each table: the students of one data set and pair of networks, with their teachers."""
     teachers, students = rows[rows["base"] == "teacher"], rows[rows["base"] != "teacher"]
@@ -396,28 +414,41 @@ def draw_figures(table: pd.DataFrame, out: Path, ending: str) -> None:
         figures.draw_sensitivity(sweeps, out / f"sensitivity{ending}.png")
 
 
-def write_report(rows: pd.DataFrame, out: Path) -> str:
-    """Everything into ``out``; returns the tables as text."""
+def text_of(table: pd.DataFrame, metrics: list[str], several_data: bool, compared: pd.DataFrame) -> str:
+    text = f"{title_of(table, several_data)}\n\n{markdown(*table_of(table, metrics))}"
+    return f"{text}\n\n{verdict(compared)}" if len(compared) else text
+
+
+def write_report(rows: pd.DataFrame, out: Path, against: str | None = None) -> str:
+    """Everything into ``out``; returns the tables as text.
+
+    Raises:
+        UserError: no table has the method ``against``.
+    """
+    if against and against not in set(rows["method"]):
+        raise UserError(
+            f"--against '{against}': there is no such row; there are: {', '.join(sorted(set(rows['method'])))}"
+        )
     metrics = ["map"]
     if rows["bits"].nunique() == 1:  # there is room for more
         metrics += ["ndcg"] if rows["multi_label"].any() else ["p@100"] if "p@100" in rows else []
     several_data = rows.groupby("dataset")["data"].nunique().max() > 1
     texts, tex, compared, tables = [], [], [], tables_of(rows)
     for number, table in enumerate(tables, 1):
-        header, lines = table_of(table, metrics)
-        title = title_of(table, several_data)
-        texts.append(f"{title}\n\n{markdown(header, lines)}")
-        compared.append(significance(table))
-        if len(compared[-1]):
-            texts[-1] += f"\n\n{verdict(compared[-1])}"
-        tex.append(f"% {title}\n{latex(header, lines)}")
+        compared.append(significance(table, against))
+        texts.append(text_of(table, metrics, several_data, compared[-1]))
+        tex.append(f"% {title_of(table, several_data)}\n{latex(*table_of(table, metrics))}")
         draw_figures(table, out, "" if len(tables) == 1 else f"_{number}")
     text = "\n\n".join(texts)
+    validated = [
+        text_of(table, ["map"], several_data, significance(table, against)) for table in tables_of(on_validation(rows))
+    ]
     with written_aside(out / "rows.csv", "w") as file:
         rows.drop(columns=["base", "options", "taught"]).to_csv(file, index=False)
-    for name, content in (("table.md", text), ("table.tex", "\n\n".join(tex))):
-        with written_aside(out / name, "w") as file:
-            file.write(content + "\n")
+    for name, contents in (("table.md", texts), ("table.tex", tex), ("validation.md", validated)):
+        if contents:
+            with written_aside(out / name, "w") as file:
+                file.write("\n\n".join(contents) + "\n")
     write_records(rows, out)
     if any(map(len, compared)):
         with written_aside(out / "significance.csv", "w") as file:
@@ -429,8 +460,11 @@ def main() -> None:
     parser = Parser(__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", help="files that evaluate.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables and figures")
+    parser.add_argument(
+        "--against", help="row that the others are compared with, such as 'brcd no-mask' (default: brcd)"
+    )
     args = parser.parse_args()
-    print(f"\n{write_report(read_rows(args.results), args.out)}\n\nwrote {args.out}/")
+    print(f"\n{write_report(read_rows(args.results), args.out, args.against)}\n\nwrote {args.out}/")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import uvicorn
 from exports import write_export
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from retrieval import adding
 from retrieval.exported import Exported
@@ -65,6 +65,7 @@ def running(app) -> Iterator[str]:
     assert not thread.is_alive()
 
 
+expect.set_options(timeout=20_000)  # of a busy machine
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from losses.masks import bit_masks, cluster_codes, cluster_means, purity
+from losses.masks import bit_masks, choose_clusters, cluster_codes, cluster_means, purity
 from retrieval.codes import read_training_codes, write_training_codes
 from scripts.clusters import elbow_and_silhouette
 from scripts.redundancy import redundancy
@@ -44,6 +44,24 @@ def test_masks_drop_the_undecided_bits():
     labels = np.repeat([0, 1], 4)
     assert bit_masks(GROUPS, labels, 2, margin=0.5).tolist() == [[1, 1, 0, 1], [0, 1, 1, 1]]
     assert bit_masks(GROUPS, labels, 2, margin=0.5, rule="undecided").tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
+
+
+def test_soft_masks_are_the_means_and_top_ones_keep_the_most_decided():
+    labels = np.repeat([0, 1], 4)
+    assert bit_masks(GROUPS, labels, 2, rule="soft").tolist() == [[1, 1, 0, 1], [0, 1, 1, 1]]
+    assert bit_masks(GROUPS, labels, 2, margin=0.5, rule="top").tolist() == [[1, 1, 0, 0], [0, 1, 1, 0]]
+    assert bit_masks(GROUPS, labels, 3, margin=0.25, rule="top").tolist() == [[1, 1, 0, 1], [0, 1, 1, 1], [0] * 4]
+
+
+def test_steady_bits_are_those_that_no_view_flips():
+    labels = np.repeat([0, 1], 4)
+    views = np.stack([GROUPS, GROUPS])
+    views[1, 0] *= -1  # the second view of the first image has all bits flipped,
+    views[1, :4, 3] *= -1  # and the last bit of the first group
+    by_image = [[0, 0, 0, 1], *[[1, 1, 1, 0]] * 3, *[[1, 1, 1, 1]] * 4]
+    assert bit_masks(GROUPS, labels, 2, 0.5, "steady-image", views).tolist() == by_image
+    assert bit_masks(GROUPS, labels, 2, 0.75, "steady", views).tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert bit_masks(GROUPS, labels, 2, 0.76, "steady", views).tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("margin, kept", [(0.0, [1, 1, 1]), (0.5, [1, 1, 0]), (0.51, [1, 0, 0]), (1.0, [1, 0, 0])])
@@ -89,12 +107,21 @@ def test_elbow_falls_and_silhouette_peaks_at_the_true_number():
     assert max(rows, key=lambda r: r["silhouette"])["clusters"] == 4
 
 
+@pytest.mark.parametrize("true", [5, 20])
+def test_the_number_of_clusters_is_found_without_labels(true):
+    draw = np.random.RandomState(0)
+    centres = np.sign(draw.randn(true, 64))
+    codes = centres[np.repeat(np.arange(true), 300 // true)] * np.where(draw.rand(300, 64) < 0.1, -1, 1)
+    assert choose_clusters(codes) == true == choose_clusters(codes, seed=1)
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
         (lambda: cluster_codes(GROUPS, 9), "number of training images, 8"),
         (lambda: cluster_codes(GROUPS, 0), "from 1 to"),
         (lambda: cluster_codes(np.ones((20, 4)), 5), "only 1 different"),
+        (lambda: choose_clusters(np.ones((20, 4))), "--clusters auto: the teacher gives only 1 different"),
         (lambda: bit_masks(GROUPS, np.zeros(8, dtype=int), 1, margin=1.5), "--margin 1.5"),
         (lambda: bit_masks(GROUPS, np.zeros(8, dtype=int), 1, rule="best"), "--mask-rule best"),
     ],

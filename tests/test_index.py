@@ -292,6 +292,11 @@ def test_readers_see_what_is_written_at_once_and_nothing_earlier(tmp_path):
         assert len(reader.search(query, 99)[0]) == len(writer.search(query, 99)[0]) == 5
         assert writer.add(rows(2, first=20)) == [6, 7]
         assert [h.id for h in reader.search(query, 99)[0]] == [h.id for h in writer.search(query, 99)[0]]
+        with writer.transaction():  # its own writer sees all of a transaction, step by step
+            for count in (8, 9, 10):
+                writer.add(rows(1, first=100 * count))
+                assert len(writer.search(query, 99)[0]) == count and len(reader.search(query, 99)[0]) == 7
+        assert len(writer.search(query, 99)[0]) == len(reader.search(query, 99)[0]) == 10
 
 
 def test_a_newer_snapshot_shares_memory_and_changes_no_older_one(tmp_path):
@@ -305,6 +310,20 @@ def test_a_newer_snapshot_shares_memory_and_changes_no_older_one(tmp_path):
         writer.remove([1])
         assert len(reader._now()) == 149 and np.array_equal(old.codes, before)
         assert reader._now() is reader._now()
+
+
+def test_a_reader_that_may_not_write_beside_it_sees_what_others_do(tmp_path, monkeypatch):
+    with make(tmp_path / "i") as writer:
+        writer.add(rows(2))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Index(tmp_path / "i") as reader:
+        assert len(reader.codes()[0]) == 2 and [p.name for p in tmp_path.iterdir() if p.name != "i.lock"] == ["i"]
+        with Index(tmp_path / "i", write=True) as writer:
+            writer.add(rows(2, first=10))
+            assert reader.codes()[0].tolist() == [1, 2, 3, 4]
+            writer.remove([1])
+            assert reader.codes()[0].tolist() == [2, 3, 4]
+        assert reader.codes()[0].tolist() == [2, 3, 4] and reader.record(4).path == "/p/1/11.jpg"
 
 
 def test_a_second_writer_is_told(tmp_path):
@@ -471,6 +490,50 @@ def test_what_does_not_fit_together_is_found(tmp_path, damage, said):
         )
         with pytest.raises(UserError, match="damaged") if refused else contextlib.nullcontext():
             index.search(np.zeros((1, 8), np.uint8), 3)
+
+
+def damaged(content: bytes, draw: np.random.RandomState) -> bytes:
+    """Bits flipped, bytes zeroed, the end cut, or a page in the place of another."""
+    changed, at = bytearray(content), draw.randint(len(content))
+    match draw.randint(4):
+        case 0:
+            for place in draw.randint(draw.choice([100, len(content)]), size=draw.choice([1, 8])):
+                changed[place] ^= 1 << draw.randint(8)
+        case 1:
+            changed[at : at + 16] = bytes(len(changed[at : at + 16]))
+        case 2:
+            del changed[at:]
+        case _:
+            page, other = 4096 * draw.randint(len(content) // 4096, size=2)
+            changed[page : page + 4096] = content[other : other + 4096]
+    return bytes(changed)
+
+
+def test_a_damaged_file_is_refused_or_answers_rightly(tmp_path):
+    with make(tmp_path / "good") as index:
+        index.add(rows(300))
+        index.note_broken([Broken("/x", 1, 2, "cut")])
+    content, query = (tmp_path / "good").read_bytes(), np.arange(8, dtype=np.uint8)[None]
+    with Index(tmp_path / "good") as index:
+        wanted = pairs(index.search(query, 20)[0])
+    refused = 0
+    for seed in range(150):
+        (tmp_path / "bad").write_bytes(damaged(content, np.random.RandomState(seed)))
+        for ask in (
+            lambda index: pairs(index.search(query, 20)[0]) == wanted,
+            lambda index: index.search(query, 5, where=Filters(folder="/p/1", after=3.0)) and index.records([1, 2]),
+            lambda index: [index.info(), index.broken(), index.known("/p/1"), index.folders(), index.thumbnail(5)],
+            lambda index: isinstance(index.faults(), list),
+        ):
+            try:
+                with Index(tmp_path / "bad") as index:
+                    assert ask(index), seed
+            except (UserError, KeyError) as error:
+                refused += 1
+                assert "\n" not in str(error)
+        for file in tmp_path.glob("bad*"):
+            file.unlink()
+    assert 100 < refused < 500
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losses.binarize import binarize
-from losses.brcd import BRCDLoss
+from losses.brcd import MASKED, BRCDLoss
 from losses.cibhash import CIBHashLoss, bernoulli_kl
 from losses.nt_xent import NTXentLoss
 
@@ -90,9 +90,14 @@ def test_nt_xent_is_its_loop(shape):
     assert NTXentLoss(0.3)(z_i, z_j).item() == pytest.approx(loop_nt_xent(z_i, z_j, 0.3), rel=1e-4)
 
 
-def loop_brcd(z, t_i, t_j, c_i, c_j, mask, temperature, alpha, drop) -> float:
+def loop_brcd(z, t_i, t_j, c_i, c_j, mask, temperature, alpha, drop, masked="rows") -> float:
     batch = len(z)
-    rows = [mask[i] * z[i] for i in range(batch)] + [mask[i] * t_j[i] for i in range(batch)]
+    rows, masks = [*z, *t_j], [*mask, *mask]
+
+    def contrast(r, s):
+        first, second = {"rows": (masks[r], masks[s]), "pairs": (masks[r], masks[r]), "positives": (1, 1)}[masked]
+        return cos(first * rows[r], second * rows[s])
+
     cluster = c_i.tolist() + c_j.tolist()
     total = 0.0
     for r in range(2 * batch):
@@ -100,20 +105,29 @@ def loop_brcd(z, t_i, t_j, c_i, c_j, mask, temperature, alpha, drop) -> float:
         a = 1.0 if c_i[i] != c_j[i] else alpha
         positive = a * cos(z[i], t_i[i]) + (1 - a) * cos(mask[i] * z[i], mask[i] * t_j[i])
         others = [s for s in range(2 * batch) if s % batch != i and not (drop and cluster[s] == cluster[r])]
-        everything = [positive, *(cos(rows[r], rows[s]) for s in others)]
+        everything = [positive, *(contrast(r, s) for s in others)]
         total -= positive / temperature - math.log(sum(math.exp(c / temperature) for c in everything))
     return total / (2 * batch)
 
 
 @QUICK
-@given(shapes, st.floats(0, 1), st.booleans())
-def test_brcd_is_its_loop(shape, alpha, drop):
+@given(shapes, st.floats(0, 1), st.booleans(), st.sampled_from(MASKED), st.booleans())
+def test_brcd_is_its_loop(shape, alpha, drop, masked, soft):
     batch, bits, seed = shape
     z, t_i, t_j = codes(3, batch, bits, seed=seed)
-    mask = (codes(batch, bits, seed=seed + 1) + 1) / 2
+    mask = reals(batch, bits, seed=seed + 1).abs() if soft else (codes(batch, bits, seed=seed + 1) + 1) / 2
     c_i, c_j = torch.randint(0, 3, (2, batch), generator=torch.Generator().manual_seed(seed))
-    known = loop_brcd(z, t_i, t_j, c_i, c_j, mask, 0.3, alpha, drop)
-    assert BRCDLoss(0.3, alpha, drop)(z, t_i, t_j, c_i, c_j, mask).item() == pytest.approx(known, rel=1e-4, abs=1e-5)
+    known = loop_brcd(z, t_i, t_j, c_i, c_j, mask, 0.3, alpha, drop, masked)
+    loss = BRCDLoss(0.3, alpha, drop, masked=masked)
+    assert loss(z, t_i, t_j, c_i, c_j, mask).item() == pytest.approx(known, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("masked", MASKED)
+def test_a_row_that_is_masked_whole_has_a_finite_gradient(masked):
+    z, t_i, t_j = codes(3, 6, 8)
+    cluster = torch.arange(6)
+    BRCDLoss(masked=masked)(z.requires_grad_(), t_i, t_j, cluster, cluster, torch.zeros(6, 8)).backward()
+    assert z.grad.isfinite().all() and z.grad.any()
 
 
 @QUICK
@@ -274,6 +288,7 @@ def test_numeric_gradients():
         lambda: CIBHashLoss(kl_weight=-1),
         lambda: BRCDLoss(temperature=0),
         lambda: BRCDLoss(alpha=1.5),
+        lambda: BRCDLoss(masked="columns"),
     ],
 )
 def test_constructors_refuse_nonsense(make):

@@ -58,10 +58,11 @@ def test_the_seed_draws_and_the_answer_is_kept(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(photos, "broken_images", None)  # nothing is decoded a second time
     kept = photos.load(tree, 5, 0, cache)
     assert kept.fingerprint == one.fingerprint and kept.notes == one.notes
-    (file,) = [f for f in cache.glob("photos_*.json") if json.loads(f.read_text())["names"]][:1]
-    for f in cache.glob("photos_*.json"):
-        f.write_text(f.read_text().replace(".png", ".gif"))
-    with pytest.raises(UserError, match=f"{file.parent}.*damaged; delete it"):
+    for file in cache.glob("photos_*.json"):
+        content = json.loads(file.read_text())
+        content["answer"]["names"] = content["answer"]["names"][:-1]
+        file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"{cache}/photos_.*damaged; delete it"):
         photos.load(tree, 5, 0, cache)
 
 

@@ -318,3 +318,95 @@ def test_a_killed_grid_goes_on(tmp_path):
     assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
     refused = subprocess.run([*words, "brcd --margin 7"], **where, capture_output=True, text=True)
     assert refused.returncode == 1 and "brcd --margin 7: --margin: '7' is not a number from 0 to 1" in refused.stderr
+
+
+def test_rows_are_compared_with_the_one_that_is_named(tmp_path):
+    names = {"brcd": 0.5, "brcd no-mask": 0.6, "kl": 0.4}
+    values = [(name, s, v + s / 100 * (1 + v)) for name, v in names.items() for s in range(3)]
+    rows = read_rows([result(tmp_path, name, s, value=v) for name, s, v in values])
+    text = write_report(rows, tmp_path / "out", "brcd no-mask")
+    found = pd.read_csv(tmp_path / "out" / "significance.csv")
+    assert set(found["less"]) == {"brcd no-mask"} and set(found["method"]) == {"brcd", "kl"}
+    assert (found["difference"] < -0.09).all() and "brcd no-mask against each" in text
+    with pytest.raises(
+        UserError, match="--against 'brcd margin=1': there is no such row; there are: brcd, brcd no-mask"
+    ):
+        write_report(rows, tmp_path / "none", "brcd margin=1")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_chose_the_checkpoints_has_a_table_of_its_own(tmp_path):
+    files = [result(tmp_path, "none", s, value=0.3) for s in range(2)]
+    write_report(read_rows(files), tmp_path / "before")
+    assert not (tmp_path / "before" / "validation.md").exists()  # these runs have no summary
+    for s, file in enumerate(files):
+        best = {"sshp": {"value": 0.5 + s / 10, "epoch": 3}, "ashp": {"value": 0.25, "epoch": 3}}
+        (file.parent / "summary.json").write_text(json.dumps({"best": best, "epochs": 3}))
+        (file.parent / "args.yaml").write_text("seed: 0\n")
+        (file.parent / "environment.json").write_text(json.dumps({"commit": "c", "command": "x"}))
+    write_report(read_rows(files), tmp_path / "out")
+    text = (tmp_path / "out" / "validation.md").read_text()
+    assert "val queries" in text and "0.5500 ± 0.0707" in text and "0.2500 ± 0.0000" in text and "teacher |" not in text
+
+
+# Published tables, repeated
+
+
+def test_a_repetition_is_told_from_what_it_repeats(cli, tmp_path):
+    for name, value in (("published", 0.5), ("close", 0.5015), ("far", 0.51)):
+        (tmp_path / name).mkdir()
+        write_report(
+            read_rows([result(tmp_path / name, "none", value=0.4), result(tmp_path / name, value=value)]),
+            tmp_path / name,
+        )
+        rows = pd.read_csv(tmp_path / name / "rows.csv")
+        rows["run"] = rows["method"]  # one cell a method
+        rows.to_csv(tmp_path / name / "rows.csv", index=False)
+    code, out = cli("scripts.check_rows", tmp_path / "published", tmp_path / "published")
+    assert code == 0 and "5 rows agree within 0.002, 5 in every bit" in out
+    code, out = cli("scripts.check_rows", tmp_path / "close", tmp_path / "published")
+    assert code == 0 and "5 rows agree within 0.002, 3 in every bit" in out
+    code, out = cli("scripts.check_rows", tmp_path / "far", tmp_path / "published")
+    assert code.startswith("error: ") and "differ by more than 0.002" in code
+
+
+def test_nothing_repeated_is_no_agreement(cli, tmp_path):
+    write_report(read_rows([result(tmp_path, "none")]), tmp_path / "a")
+    write_report(read_rows([result(tmp_path, seed=1, bits=32)]), tmp_path / "b")
+    assert "no row in common" in cli("scripts.check_rows", tmp_path / "a", tmp_path / "b")[0]
+    assert "not what scripts.report writes" in cli("scripts.check_rows", tmp_path / "a", tmp_path / "none")[0]
+
+
+def reproduce(tmp_path, *words):
+    """scripts/reproduce.sh with a Python that says what it is asked to run."""
+    spy = tmp_path / "python3"
+    spy.write_text(f'#!/bin/sh\nif [ "$1" = "-c" ]; then exec {sys.executable} "$@"; fi\necho "$@"\n')
+    spy.chmod(0o755)
+    env = {**os.environ, "PYTHON": str(spy)}
+    return subprocess.run(["sh", "scripts/reproduce.sh", *words], cwd=ROOT, capture_output=True, text=True, env=env)
+
+
+def test_every_published_table_has_its_command(tmp_path):
+    tables = reproduce(tmp_path, "none").stderr.split("there are: ")[1].split()
+    published = {rows.parent.name: set(pd.read_csv(rows)["seed"]) for rows in (ROOT / "results").glob("*/rows.csv")}
+    for table in tables:
+        done = reproduce(tmp_path, table)
+        assert done.returncode == 0, done.stderr
+        assert any(f"--name {name} " in done.stdout or f"/{name}/" in done.stdout for name in published), table
+        for name in published:
+            if f"--name {name} " in done.stdout:
+                words = done.stdout.split()
+                seeds = words[words.index("--seeds") + 1 : words.index("--views")]
+                assert set(map(int, seeds)) == published.pop(name), name
+                break
+    assert not published.keys() - {"quickstart_digits"}
+
+
+def test_a_check_repeats_one_seed_and_compares(tmp_path):
+    done = reproduce(tmp_path, "cifar10", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "--bits 64 --seeds 0 --views 8" in done.stdout and "--methods none brcd\n" in done.stdout
+    assert done.stdout.endswith("-m scripts.check_rows results/check_cifar10_lite2_lite0 results/cifar10_lite2_lite0\n")
+    for words in (["imagenot"], ["cifar10", "--chek"], []):
+        done = reproduce(tmp_path, *words)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -26,7 +26,9 @@ class Killed(BaseException):
     pass
 
 
-def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, device=CPU):
+def train(
+    folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, device=CPU, lr_schedule=None, seen=None
+):
     """A small head on random features through the real loop; ``die_at``: the optimizer step that never ends."""
     run = Run(folder, ARGS, resume=True)
     head = HashHead(6, 4, seed=0).to(device)
@@ -37,6 +39,8 @@ def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, 
         for batch in torch.randn(5, 8, 6, generator=generator("data", epoch)):
             if next(step) == die_at:
                 raise Killed
+            if seen is not None:
+                seen[epoch] = optimizer.param_groups[0]["lr"]
             yield {"loss": loss(head(batch.to(device)).tanh().pow(2).mean()), "other": torch.tensor(1.0)}
 
     def validate():
@@ -46,7 +50,7 @@ def train(folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, 
     def save_best(path, epoch, metrics):
         save_head(path, head, role="teacher", epoch=epoch, metrics=metrics)
 
-    summary = fit(run, head, optimizer, steps, validate, save_best, Schedule(epochs, 3, 99))
+    summary = fit(run, head, optimizer, steps, validate, save_best, Schedule(epochs, 3, 99, lr_schedule))
     return head, summary
 
 
@@ -54,12 +58,13 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("lr_schedule", [None, "cosine"])
 @pytest.mark.parametrize("die_at", [0, 4, 14, 15, 22, 29, 30, 44])
-def test_killed_and_resumed_is_never_killed(tmp_path, device, die_at):
-    whole, summary = train(tmp_path / "whole", device=device)
+def test_killed_and_resumed_is_never_killed(tmp_path, device, die_at, lr_schedule):
+    whole, summary = train(tmp_path / "whole", device=device, lr_schedule=lr_schedule)
     with pytest.raises(Killed):
-        train(tmp_path / "killed", die_at, device=device)
-    resumed, again = train(tmp_path / "killed", device=device)
+        train(tmp_path / "killed", die_at, device=device, lr_schedule=lr_schedule)
+    resumed, again = train(tmp_path / "killed", device=device, lr_schedule=lr_schedule)
     assert same(whole.state_dict(), resumed.state_dict()) and summary["best"] == again["best"]
     for name in ("log.csv", "best_map.pt", "best_ashp.pt"):
         a, b = (tmp_path / run / name for run in ("whole", "killed"))
@@ -67,6 +72,14 @@ def test_killed_and_resumed_is_never_killed(tmp_path, device, die_at):
             assert same(load_head(a)[0].state_dict(), load_head(b)[0].state_dict())
         else:
             assert a.read_text() == b.read_text()
+
+
+def test_the_learning_rate_stays_or_falls_as_a_cosine(tmp_path):
+    stays, falls = {}, {}
+    train(tmp_path / "a", epochs=4, seen=stays)
+    train(tmp_path / "b", epochs=4, seen=falls, lr_schedule="cosine")
+    assert set(stays.values()) == {0.05} and falls[1] == 0.05 and falls[3] == pytest.approx(0.025)
+    assert list(falls.values()) == sorted(falls.values(), reverse=True)
 
 
 def test_killed_between_the_last_checkpoint_and_its_log(tmp_path, monkeypatch):

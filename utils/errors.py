@@ -52,7 +52,8 @@ def some(names, most: int = 5) -> str:
 def _say_interrupted() -> int:
     """Ctrl-C: one line, and the exit status that shells expect. A second one can't disturb the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    print("\ninterrupted: everything written so far is whole; --resume goes on from there", file=sys.stderr, flush=True)
+    said = "interrupted: everything written so far is whole; run it again to go on (training: with --resume)"
+    print(f"\n{said}", file=sys.stderr, flush=True)
     return 128 + signal.SIGINT
 
 

@@ -33,6 +33,7 @@ class Parser(argparse.ArgumentParser):
             else:
                 numeric = getattr(action.type, "numeric", False)
                 bad = isinstance(value, bool) or not isinstance(value, int | float if numeric else str | Path)
+                bad = bad and value not in getattr(action.type, "words", ())
             try:
                 if not bad and value is not None and action.type is not None:
                     action.type(str(value))
@@ -82,6 +83,16 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 def real(low: float, high: float | None = None) -> Callable[[str], float]:
     return number(float, low, high)
+
+
+def or_auto(parse_number: Callable[[str], float]) -> Callable[[str], float | str]:
+    """Type of an option that is a number, or "auto"."""
+
+    def parse(text: str) -> float | str:
+        return text if text == "auto" else parse_number(text)
+
+    parse.numeric, parse.words = True, ("auto",)
+    return parse
 
 
 def named(text: str) -> str:

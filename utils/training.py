@@ -14,25 +14,29 @@ from tqdm import tqdm
 from utils import distributed
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError, first_line, naming
-from utils.options import real, whole
+from utils.options import one_of, real, whole
 from utils.runs import Run
 
 KIND = "brcd-training"
+LR_SCHEDULES = ("cosine",)
 SAVE_SECONDS = 30  # work that a kill may cost between two validations
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: validate every so many epochs, stop after more than ``patience`` without a better one."""
+    """How long to train: validate every so many epochs, stop after more than ``patience`` without a better one; under
+    "cosine" the learning rate falls to almost 0 by the last epoch (Loshchilov & Hutter, arXiv 1608.03983)."""
 
     epochs: int
     validate_every: int
     patience: int
+    lr_schedule: str | None = None
 
 
 def add_training_arguments(group, schedule: Schedule, lr: float) -> None:
     """The options of any training command, with its own defaults."""
     group.add_argument("--lr", type=real(0), default=lr, help="Adam's learning rate")
+    group.add_argument("--lr-schedule", type=one_of(LR_SCHEDULES), help="cosine: falls to 0 (default: stays)")
     group.add_argument("--batch-size", type=whole(1), default=64, help="images a step")
     group.add_argument("--epochs", type=whole(1), default=schedule.epochs, help="at most")
     group.add_argument("--validate-every", type=whole(1), default=schedule.validate_every, help="epochs")
@@ -48,7 +52,7 @@ def add_training_arguments(group, schedule: Schedule, lr: float) -> None:
 
 
 def schedule_of(args) -> Schedule:
-    return Schedule(args.epochs, args.validate_every, args.patience)
+    return Schedule(args.epochs, args.validate_every, args.patience, args.lr_schedule)
 
 
 def fit(
@@ -117,6 +121,9 @@ def fit(
         for epoch in range(first + 1, schedule.epochs + 1):
             if stopped:
                 break
+            if schedule.lr_schedule == "cosine":  # of the epoch alone, so that a resumed run meets the same
+                for group in optimizer.param_groups:
+                    group["lr"] = optimizer.defaults["lr"] * (1 + math.cos(math.pi * (epoch - 1) / schedule.epochs)) / 2
             row = {"epoch": epoch, **train_epoch(module, optimizer, steps(epoch))}
             if not all(map(math.isfinite, row.values())) or not all(p.isfinite().all() for p in module.parameters()):
                 raise UserError(

@@ -51,12 +51,10 @@ function operation(path, method, what) {
     ...(form ? fields(form) : []),
   ];
   if (asked.length) section.append(make("h3", form ? "Form fields (multipart/form-data)" : "Parameters"), table(asked));
-  for (const [status, answer] of Object.entries(what.responses)) {
+  for (const [status, answer] of Object.entries(what.responses).filter(([status]) => status < 400)) {
     const [type, content] = Object.entries(answer.content ?? {})[0] ?? ["", {}];
-    const rows = content.schema ? fields(content.schema) : [];
-    if (status === "422" && what.responses["4XX"]) continue; // said by 4XX
     section.append(make("h3", `${status}: ${type}`));
-    if (rows.length) section.append(table(rows));
+    if (content.schema) section.append(table(fields(content.schema)));
   }
   section.append(make("h3", "Example"), make("pre", example(method, path, form)));
   return section;
@@ -66,5 +64,7 @@ docs.append(make("h1", `${spec.info.title}: API`), make("p", spec.info.descripti
 for (const [path, methods] of Object.entries(spec.paths)) {
   for (const [method, what] of Object.entries(methods)) docs.append(operation(path, method, what));
 }
-const inner = Object.keys(spec.components.schemas).filter((name) => ["Result"].includes(name));
-for (const name of inner) docs.append(make("section", "", make("h2", "", make("code", name)), table(fields(spec.components.schemas[name]))));
+const schemas = { Result: "Result", Example: "Example", Failure: "Status 400 and above" };
+for (const [name, title] of Object.entries(schemas)) {
+  docs.append(make("section", "", make("h2", title), table(fields(spec.components.schemas[name]))));
+}

@@ -47,7 +47,7 @@ function tile({ id, path, distance, rank }) {
   button.tabIndex = -1;
   button.title = path;
   const known = distance === undefined;
-  button.setAttribute("aria-label", known ? `Search by ${base(path)}` : `${rank}: ${base(path)}, distance ${distance}. Search by it`);
+  button.setAttribute("aria-label", known ? `Search by ${base(path)}` : `${rank}: ${base(path)}, ${distance} of ${info.bits} bits differ. Search by it`);
   picture.alt = "";
   picture.draggable = false;
   picture.onload = () => picture.classList.add("there");
@@ -58,6 +58,7 @@ function tile({ id, path, distance, rank }) {
     const mark = document.createElement("span");
     mark.className = distance ? "distance" : "distance same";
     mark.textContent = distance;
+    mark.title = `${distance} of ${info.bits} bits differ`;
     button.append(mark);
   }
   item.append(button);

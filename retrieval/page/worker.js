@@ -4,7 +4,7 @@ import { pixels } from "./pixels.js";
 
 const site = new URL("../", import.meta.url);
 let info, data, ort, session, words, code, folderOf;
-const shards = new Map(); // {names, sizes} by number, or a promise of them
+const groups = new Map(); // promises of {names, sizes} by number
 const thumbs = new Map(); // whole files of thumbnails
 let parts; // promise: whether the host gives parts of files
 
@@ -54,7 +54,7 @@ async function open(report) {
   ort = await import(new URL(info.runtime.module, runtime).href);
   ort.env.wasm.numThreads = 1; // more would need headers that most hosts don't send
   ort.env.wasm.wasmBinary = wasm.buffer;
-  session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], enableMemPattern: false });
+  session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], enableMemPattern: false, enableCpuMemArena: false });
   code = codes;
   words = padded(codes, info.pictures, info.width);
   folderOf = new Uint32Array(folders.buffer);
@@ -126,19 +126,20 @@ async function hashed(file) {
   return bytes;
 }
 
-function shard(number) {
-  if (!shards.has(number)) {
+function group(row) {
+  const number = Math.floor(row / info.group);
+  if (!groups.has(number)) {
     const promise = get(new URL(`names-${number}.json`, data)).then((response) => response.json());
-    promise.catch(() => shards.delete(number)); // the next one may be luckier
-    shards.set(number, promise);
+    promise.catch(() => groups.delete(number)); // the next one may be luckier
+    groups.set(number, promise);
   }
-  return shards.get(number);
+  return groups.get(number);
 }
 
 async function path(row) {
-  const { names } = await shard(Math.floor(row / info.shard));
+  const name = (await group(row)).names[row % info.group];
   const folder = info.folders[folderOf[row]];
-  return folder ? `${folder}/${names[row % info.shard]}` : names[row % info.shard];
+  return folder ? `${folder}/${name}` : name;
 }
 
 async function search({ file, id, k, radius, folder }) {
@@ -174,9 +175,9 @@ const part = (address, from, to) => get(address, { headers: { Range: `bytes=${fr
 // A thumbnail as a Blob.
 async function thumbnail(id) {
   const number = Math.floor(id / info.shard);
-  const { sizes } = await shard(number);
-  const at = id % info.shard;
-  const start = sizes.slice(0, at).reduce((sum, size) => sum + size, 0);
+  const { sizes } = await group(id);
+  const [first, at] = [(number * info.shard) % info.group, id % info.group];
+  const start = sizes.slice(first, at).reduce((sum, size) => sum + size, 0);
   const address = new URL(`thumbs-${number}.bin`, data);
   const inParts = await (parts ??= part(address, 0, 0).then((response) => response.status === 206 && response.arrayBuffer()));
   if (!thumbs.has(number)) {

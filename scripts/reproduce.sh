@@ -1,0 +1,86 @@
+#!/bin/sh
+# Every published table by its command, into results/NAME (the quickstart's into runs/). With --check: seed 0 of two of
+# its cells at its longest codes, compared with the published rows: same bits on the same kind of machine, else mAP
+# within 0.002.
+#   sh scripts/reproduce.sh cifar10
+#   CACHE_DIR=/big/cache sh scripts/reproduce.sh cifar10 --check
+set -eu
+. "$(dirname "$0")/env.sh"
+export PYTHON="$PY"
+
+TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr"
+TABLES="$TABLES tinyimagenet100 mirflickr_masks digits_masks"
+TABLE=${1:-}
+CHECK=${2:-}
+CELLS="none brcd"                   # what --check repeats
+ALL="none rkd pkt sp kl crd sskd crcd packd brcd"
+
+export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
+case $TABLE in
+    quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
+    digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
+    cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
+    mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
+    # Pictures of 64 pixels, seen at 128.
+    tinyimagenet100)
+        export DATASET=folder NAME=tinyimagenet100_lite2_lite0 DATA_DIR=${DATA_DIR:-data/tinyimagenet100}
+        export FLAGS="--size 128 --precision bfloat16" VIEWS=4 TEACHER_EPOCHS=40 EPOCHS=20
+        ;;
+    mirflickr_masks)
+        export DATASET=mirflickr NAME=mirflickr_masks FLAGS="--size 128 --precision bfloat16"
+        export VIEWS=4 TEACHER_EPOCHS=60
+        ;;
+    digits_masks) export DATASET=digits NAME=digits_masks VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
+    *)
+        echo "error: '$TABLE' is no table; there are: $TABLES" >&2
+        exit 1
+        ;;
+esac
+case $TABLE in
+    digits) set -- $ALL ;;
+    cifar10) export BITS="16 32 64" && set -- $ALL "brcd --no-mask" ;;
+    cifar10_112) export STUDENT_FLAGS="--student-size 112" && set -- $ALL "brcd --no-mask" ;;
+    cifar10_ablations)
+        CELLS="brcd"
+        set -- brcd "brcd --no-mask" "brcd --margin 0.3" "brcd --margin 0.7" "brcd --alpha 0.5" "brcd --clusters 5" \
+            "brcd --clusters 20" "brcd --no-cluster" "brcd --no-offset" "brcd --no-false-negatives" \
+            "brcd --no-individual" "brcd --no-structural" "brcd --views 4"
+        ;;
+    cifar10_100epochs)
+        export EPOCHS=100
+        set -- none kl brcd "brcd --no-mask" "brcd --bn recalibrate" "brcd --variant released"
+        ;;
+    tinyimagenet100)
+        set -- none kl rkd brcd "brcd --no-mask" "brcd --clusters 20" "brcd --clusters 50" "brcd --clusters 100" \
+            "brcd --clusters 200" "brcd --clusters auto" "brcd --clusters 50 --no-mask"
+        ;;
+    *_masks)
+        CELLS="brcd"
+        set -- brcd "brcd --no-mask" "brcd --mask-rule anchor" "brcd --mask-rule positives" "brcd --mask-rule soft" \
+            "brcd --mask-rule top --margin 0.25" "brcd --mask-rule steady --margin 0.8" \
+            "brcd --mask-rule steady-image --margin 1"
+        ;;
+    mirflickr) set -- none pkt rkd kl brcd "brcd --no-mask" ;;
+esac
+
+case $CHECK in
+    "") ;;
+    --check)
+        PUBLISHED=results/$NAME
+        export SEEDS=0 BITS="${BITS##* }" NAME="check_$NAME" RUNS="runs/check_$NAME"
+        rm -rf "$RUNS" "results/$NAME"  # else nothing would be repeated
+        set -- $CELLS
+        ;;
+    *)
+        echo "error: '$CHECK' is not known; there is: --check" >&2
+        exit 1
+        ;;
+esac
+if [ "$TABLE" = quickstart ]; then
+    sh scripts/quickstart.sh
+    AGAIN=${RUNS:-}
+else
+    sh scripts/compare.sh "$@"
+    AGAIN=results/$NAME
+fi
+[ -z "$CHECK" ] || "$PY" -m scripts.check_rows "$AGAIN" "$PUBLISHED"
