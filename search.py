@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.decode import pixels_of
-from retrieval import adding, asking, encoding, engines, montage
+from retrieval import adding, asking, engines, montage
 from retrieval.engines import open_index
 from retrieval.exported import Exported
 from retrieval.index import Filters, Index
@@ -164,6 +164,8 @@ def add(args) -> None:
         model, roots = Exported(args.student), adding.checked(args.roots)  # before an index is made
     with open_index(args.index, write=True) as index:
         if args.codes:
+            from retrieval import encoding  # which the other commands need not wait for
+
             loaded, total = encoding.load(index, args.codes), len(index)
         else:
             report, total = adding.add(index, model, roots, args.prune, args.threads), len(index)

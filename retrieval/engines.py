@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from retrieval.encoding import add_new
 from retrieval.index import Index, Row
 from utils.errors import UserError
 
@@ -55,6 +54,8 @@ def copy(source, to) -> tuple[int, int]:
     Raises:
         UserError: the source is empty; the other is of another model, or is not the same in the end.
     """
+    from retrieval.encoding import add_new  # pyarrow comes with it, which a search need not wait for
+
     if (card := source.card) is None or not len(source):
         raise UserError(f"{source.path}: is empty; there is nothing to copy")
     to.set_card(card, source.student)
