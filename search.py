@@ -10,6 +10,7 @@ from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest i
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.decode import pixels_of
-from retrieval import adding, asking, montage
+from retrieval import adding, asking, engines, montage
+from retrieval.engines import open_index
 from retrieval.exported import Exported
 from retrieval.index import Filters, Index
 from retrieval.index import named as called
@@ -32,11 +34,6 @@ EXPORTS = (".npz", ".parquet")
 PART = 65536  # pictures a part of a Parquet file
 
 
-def open_index(name: str, write: bool = False) -> Index:
-    """The one place that opens what --index names."""
-    return Index(Path(name), write)
-
-
 def parse() -> argparse.Namespace:
     parser = Parser(__doc__.splitlines()[0])
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
@@ -45,19 +42,34 @@ def parse() -> argparse.Namespace:
         """The options of a command, which is called what its function is."""
         text = run.__doc__.splitlines()[0]
         options = commands.add_parser(run.__name__.replace("_", "-"), description=text, help=text)
-        options.add_argument("--index", required=True, metavar="FILE", help="the index")
+        if run is not copy:
+            what = "the index: a file, or milvus://HOST:PORT/NAME"
+            options.add_argument("--index", type=named, required=True, metavar="INDEX", help=what)
         options.set_defaults(run=run)
         return options
 
+    def approximate(options: Parser) -> None:
+        options.add_argument(
+            "--approximate",
+            type=whole(1, 65536),
+            nargs="?",
+            const=engines.NPROBE,
+            metavar="LISTS",
+            help=f"of Milvus: look at so many of the nearest lists of codes only, and say with what recall "
+            f"({engines.NPROBE} if no number is given)",
+        )
+
     options = command(add)
     options.add_argument(
-        "roots", nargs="+", type=Path, metavar="FOLDER", help="with all pictures below it; or a picture"
+        "roots", nargs="*", type=Path, metavar="FOLDER", help="with all pictures below it; or a picture"
     )
-    options.add_argument(
-        "--student", type=Path, required=True, metavar="EXPORT", help="what hashes them: a folder of export.py"
-    )
+    options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes them: a folder of export.py")
+    options.add_argument("--codes", metavar="CODES", help="in place of FOLDER: what encode.py has hashed")
     options.add_argument("--prune", action="store_true", help="forget pictures that are gone")
     options.add_argument("--threads", type=whole(1), help="that decode and hash (default: the cores)")
+    options.add_argument(
+        "--approximate", action="store_true", help="of Milvus: then make the lists that query --approximate needs"
+    )
 
     options = command(query)
     options.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
@@ -73,11 +85,13 @@ def parse() -> argparse.Namespace:
     options.add_argument("--after", type=moment, metavar="DATE", help="only pictures taken then or later: 2024-05-31")
     options.add_argument("--before", type=moment, metavar="DATE", help="only pictures taken earlier")
     options.add_argument("--unique", action="store_true", help="of files with the same bytes only the first added")
+    approximate(options)
     options.add_argument("--json", action="store_true", help="print JSON, one object a query")
     options.add_argument("--montage", type=picture_file, metavar="FILE.png", help="draw queries and hits")
 
     options = command(serve)
     options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes the queries (default: as query)")
+    approximate(options)
     options.add_argument("--host", type=named, default="127.0.0.1", help="address to serve on; 0.0.0.0: every one")
     options.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any that is free")
     options.add_argument(
@@ -107,6 +121,12 @@ def parse() -> argparse.Namespace:
     options.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="of a picture, or a folder with all below it"
     )
+
+    options = command(copy)
+    options.add_argument(
+        "--from", dest="source", type=named, required=True, metavar="INDEX", help="a file, or milvus://…"
+    )
+    options.add_argument("--to", type=named, required=True, metavar="INDEX", help="made where there is none")
     return parser.parse_args()
 
 
@@ -135,11 +155,27 @@ def absolute(path: Path) -> str:
 
 
 def add(args) -> None:
-    """Add pictures that are new or changed."""
-    model, roots = Exported(args.student), adding.checked(args.roots)  # before an index is made
+    """Add pictures that are new or changed, or codes that encode.py made."""
+    if bool(args.codes) == bool(args.roots) or bool(args.student) != bool(args.roots):
+        raise UserError("what is to be added? FOLDER... and --student EXPORT, or --codes CODES")
+    if args.approximate and not engines.is_milvus(args.index):
+        raise UserError(f"--approximate: {args.index} is a file, which is always searched exactly")
+    if args.roots:
+        model, roots = Exported(args.student), adding.checked(args.roots)  # before an index is made
     with open_index(args.index, write=True) as index:
-        report = adding.add(index, model, roots, args.prune, args.threads)
-        total = len(index)
+        if args.codes:
+            from retrieval import encoding  # which the other commands need not wait for
+
+            loaded, total = encoding.load(index, args.codes), len(index)
+        else:
+            report, total = adding.add(index, model, roots, args.prune, args.threads), len(index)
+        if args.approximate:
+            index.make_approximate()
+    if args.codes:
+        print(f"{args.index}: {loaded.added:,} added, {loaded.unchanged:,} unchanged; {total:,} pictures")
+        if loaded.broken:
+            print(f"{loaded.broken:,} pictures could not be read when they were encoded; see {args.codes}/broken-*")
+        return
     for what, lines in (("no readable pictures", report.broken), ("could not be read", report.unreadable)):
         if lines:
             print(f"{len(lines):,} files {what}: {some(lines, NAMED)}")
@@ -157,8 +193,9 @@ def add(args) -> None:
 def query(args) -> None:
     """Find the nearest of every picture."""
     where = Filters(args.within and absolute(args.within), args.label, args.after, args.before)
-    with open_index(args.index) as index:
+    with open_index(args.index, nprobe=args.approximate) as index:
         model = asking.model_of(index, args.student)
+        say_recall(index, args.approximate)
         if not index.count(where):
             raise UserError(f"{args.index}: no picture of it is left by --within, --label, --after and --before")
         asked = [(os.fspath(path), *asking.hashed(model, path)) for path in args.pictures]
@@ -178,11 +215,18 @@ def query(args) -> None:
             print(f"{hit['rank']:5} {hit['distance']:4} bits  {hit['path']}")
 
 
+def say_recall(index, lists: int | None) -> None:
+    if lists:
+        recall, k = index.recall()
+        print(f"approximate, {lists} lists: {recall:.4f} of the exact {k} nearest are found", file=sys.stderr)
+
+
 def serve(args) -> None:
     """Serve a page and a JSON API to search by, until Ctrl-C."""
     from retrieval import server  # which the other commands need not wait for
 
-    with open_index(args.index) as index:
+    with open_index(args.index, nprobe=args.approximate) as index:
+        say_recall(index, args.approximate)
         server.serve(index, asking.model_of(index, args.student), args.host, args.port, args.allow_host)
 
 
@@ -210,10 +254,8 @@ def info(args) -> None:
         print(json.dumps({**facts, "broken_files": [{"path": b.path, "reason": b.reason} for b in broken]}))
         return
     model = facts["model"]
-    print(
-        f"{args.index}: {facts['pictures']:,} pictures in {facts['folders']:,} folders, "
-        f"{facts['bytes'] / 2**20:.1f} MiB"
-    )
+    size = f"Milvus {facts['milvus']}" if facts["bytes"] is None else f"{facts['bytes'] / 2**20:.1f} MiB"
+    print(f"{args.index}: {facts['pictures']:,} pictures in {facts['folders']:,} folders, {size}")
     print(f"model: {called(model)}, from {facts['student']}" if model else "model: none yet")
     if broken:
         print(f"{len(broken):,} files are no readable pictures:")
@@ -275,6 +317,13 @@ def remove(args) -> None:
     if not removed:
         raise UserError(f"{args.index}: holds nothing at or below {some(args.paths)}")
     print(f"{args.index}: {removed:,} forgotten; {total:,} pictures")
+
+
+def copy(args) -> None:
+    """Copy an index, from a file to Milvus or back; both are compared afterwards."""
+    with open_index(args.source) as source, open_index(args.to, write=True) as to:
+        copied, there = engines.copy(source, to)
+        print(f"{args.to}: {copied:,} copied, {there:,} there before; {len(to):,} pictures, the same as {args.source}")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from webdataset.tariterators import base_plus_ext
 from data.content import content_digests, content_fingerprint
 from data.dataset import HashingData, one_hot, without_shared_content
 from data.decode import IMAGE_SUFFIXES
+from data.pictures import ends_here
 from data.sources import decode
 from utils.errors import UserError
 from utils.seeds import seed_of
@@ -134,7 +135,9 @@ def index_shard(shard: Path) -> ShardIndex:
                 if key in members:
                     raise UserError(f"{shard}: {member.name}: its key comes twice; keys must be unique in a shard")
                 members[key] = value
-            _ends_here(shard, tar.offset)
+        with open(shard, "rb") as file:
+            if not ends_here(file, tar.offset):
+                raise UserError(f"{shard}: cut or damaged; write or copy it again")
     except FileNotFoundError:
         raise UserError(f"{shard}: no such shard") from None
     except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
@@ -149,24 +152,6 @@ def index_shard(shard: Path) -> ShardIndex:
         [labels[key] for key in images],
         [key in marks for key in images],
     )
-
-
-def _ends_here(shard: Path, offset: int) -> None:
-    """From ``offset`` on there is tar's end mark, two blocks of zeros, and nothing else; tarfile stops at any bad head.
-
-    Raises:
-        UserError: there is something else, or less.
-    """
-    with open(shard, "rb") as file:
-        file.seek(offset)
-        zeros = 0
-        while block := file.read(1 << 20):
-            zeros += len(block)
-            if block.strip(b"\0"):
-                zeros = -1
-                break
-    if zeros < 2 * tarfile.BLOCKSIZE:
-        raise UserError(f"{shard}: cut or damaged; write or copy it again")
 
 
 def label_rows(labels: list[list[int]], names: list[str], root: Path) -> np.ndarray:

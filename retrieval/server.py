@@ -374,7 +374,9 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         headers = {"ETag": f'"{(await to_thread(searcher.record, id)).digest}"', "Cache-Control": "private, no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return Response(await to_thread(index.thumbnail, id), media_type="image/jpeg", headers=headers)
+        if not (jpeg := await to_thread(index.thumbnail, id)):
+            raise HTTPException(404, "it has no thumbnail")
+        return Response(jpeg, media_type="image/jpeg", headers=headers)
 
     @app.get("/original/{id}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
     async def original(id: Id) -> Response:

@@ -6,6 +6,8 @@ done is skipped, one that was killed resumes. Used through scripts/compare.sh.
 
 from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
 
+import contextlib
+import functools
 import importlib
 import multiprocessing
 import os
@@ -27,13 +29,15 @@ from data.load import DATASETS
 from losses.hashing import HASHING
 from models.backbones import BACKBONES
 from scripts.report import read_rows, write_report
+from utils.cluster import check_address, ray_on
 from utils.errors import UserError
-from utils.options import Parser, one_of, view_count, whole
+from utils.options import Parser, one_of, real, view_count, whole
 
 # Flags that change which features a student needs; the first cell that needs some gets the whole machine.
 FEATURE_FLAGS = ("--bn", "--student-size", "--student-features", "--views")
 # Methods whose steps take several times as long as the others' begin first, so that no core waits for one at the end.
 SLOW = ("crcd",)
+RETRIES = 3  # of a task whose worker was lost
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,35 @@ class Runner:
                 with self.lock:
                     self.failed.append(job.log)
                 return
+
+
+class OnRay:
+    """The same on Ray: a job is a task, which runs again elsewhere if its worker is lost, and resumes."""
+
+    def __init__(self, ray, gpus: float):
+        self.cores = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes()))  # a job lies on one machine
+        self.ray, self.gpus, self.failed, self.lock = ray, gpus, [], threading.Lock()
+
+    def run(self, job: "Job", threads: int) -> None:
+        task = self.ray.remote(num_cpus=threads, num_gpus=self.gpus, max_retries=RETRIES)(run_on_worker)
+        if self.ray.get(task.remote(os.getcwd(), job, threads)):
+            with self.lock:
+                self.failed.append(job.log)
+
+
+@functools.cache
+def runner_here() -> Runner:
+    """A worker's: what it has imported serves its next task too."""
+    return Runner(1)
+
+
+def run_on_worker(folder: str, job: "Job", threads: int) -> bool:
+    """Whether a job failed, run in the folder that the grid was started in."""
+    os.chdir(folder)
+    runner = importlib.import_module("scripts.compare").runner_here()  # of this process; Ray would send it by value
+    runner.failed.clear()
+    runner.run(job, threads)
+    return bool(runner.failed)
 
 
 def command_line(log: Path, threads: int, words: list[str]) -> None:
@@ -209,6 +242,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
     parser.add_argument("--jobs", type=whole(1), default=cores, help="processes side by side")
+    parser.add_argument("--engine", type=one_of(("local", "ray")), default="local", help="what shares the cells out")
+    parser.add_argument("--ray", default="", help="address of a Ray cluster; without it Ray is started here")
+    parser.add_argument("--gpus", type=real(0), default=0, help="of Ray: share of a GPU a cell")
     args = parser.parse_args()
     args.runs = Path("runs") / args.name
     os.environ["TQDM_MININTERVAL"] = "60"  # of the runs' bars, which end in files
@@ -216,9 +252,16 @@ def main() -> None:
     common += ["--data-dir", args.data_dir] if args.data_dir else []
     common += args.flags.split()
     check_methods(args)
-    cells, runner = plan(args), Runner(cores)
-    run_all(runner, teacher_jobs(args, common, cells), "teachers", args.jobs)
-    run_all(runner, student_jobs(args, common, cells), "students", args.jobs)
+    if (args.ray or args.gpus) and args.engine != "ray":
+        raise UserError("--ray and --gpus need --engine ray")
+    if args.ray:
+        check_address(args.ray)
+    cells = plan(args)
+    with contextlib.ExitStack() as stack:
+        on_ray = args.engine == "ray"
+        runner = OnRay(stack.enter_context(ray_on(args.ray, cores)), args.gpus) if on_ray else Runner(cores)
+        run_all(runner, teacher_jobs(args, common, cells), "teachers", args.jobs)
+        run_all(runner, student_jobs(args, common, cells), "students", args.jobs)
     done = [c.folder / "test.json" for c in cells if (c.folder / "test.json").exists()]
     if done:
         out = Path("results") / args.name

@@ -3,6 +3,8 @@
 # after a kill, it does what is missing.
 #   DATASET=cifar10 SEEDS="0 1 2" sh scripts/compare.sh
 set -eu
+ENGINE=${ENGINE:-local}             # or ray: on this machine, or on the cluster at RAY_ADDRESS (HOST:PORT)
+[ "$ENGINE" = local ] || NEEDS=requirements-scale.txt
 . "$(dirname "$0")/env.sh"
 
 DATASET=${DATASET:-digits}
@@ -26,4 +28,5 @@ CACHE_DIR=${CACHE_DIR:-cache}
 "$PY" -m scripts.compare --name "$NAME" --dataset "$DATASET" --data-dir "$DATA_DIR" --teacher "$TEACHER" \
     --teacher-hashing "$TEACHER_HASHING" --student "$STUDENT" --flags="$FLAGS" --student-flags="$STUDENT_FLAGS" \
     --bits $BITS --seeds $SEEDS --views "$VIEWS" --teacher-epochs "$TEACHER_EPOCHS" --epochs "$EPOCHS" --device "$DEVICE" --cache-dir "$CACHE_DIR" \
+    --engine "$ENGINE" --ray "$([ "$ENGINE" = local ] || echo "${RAY_ADDRESS:-}")" \
     --methods "$@"

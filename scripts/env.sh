@@ -1,17 +1,19 @@
-# Sourced by every other script: goes to the repository's root and sets PY to a Python that has what is needed.
-# The active environment is used if it has the versions of requirements.txt; else .venv is made, and requirements.txt installed into
-# it once, and again when that file changes.
+# Sourced by every other script: goes to the repository's root and sets PY to a Python that has what is needed:
+# requirements.txt, and the files that a script names in NEEDS. The active environment is used if it has their versions;
+# else .venv is made, and they are installed into it once, and again when one of them changes.
 
 cd "$(dirname "$0")/.." || exit 1
+NEEDS="requirements.txt ${NEEDS:-}"
 
 has_requirements() {
     "$1" -c '
 import importlib.metadata, sys
-for line in open("requirements.txt"):
+for line in (line for file in sys.argv[1:] for line in open(file)):
     name, _, wanted = line.partition("#")[0].strip().partition("==")
+    name = name.partition("[")[0]
     if name and importlib.metadata.version(name).partition("+")[0] != wanted:  # +cpu, +cu130: the same code
         sys.exit(1)
-' 2>/dev/null
+' $NEEDS 2>/dev/null
 }
 
 PY=${PYTHON:-$(command -v python3 || command -v python || true)}
@@ -21,15 +23,18 @@ if [ -z "$PY" ] || [ "$("$PY" -c 'import sys; print(sys.version_info >= (3, 11))
 fi
 
 if ! has_requirements "$PY"; then
-    WANTED=$(cksum < requirements.txt)
-    if [ ! -x .venv/bin/python ] || [ "$(cat .venv/installed 2>/dev/null)" != "$WANTED" ]; then
-        echo "installing requirements.txt into .venv (once)" >&2
-        "$PY" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || {
-            echo "error: .venv could not be made; see the message above, then run this script again" >&2
-            exit 1
-        }
-        echo "$WANTED" > .venv/installed
-    fi
+    for FILE in $NEEDS; do
+        WANTED=$(cksum < "$FILE")
+        if [ ! -x .venv/bin/python ] || [ "$(cat ".venv/$FILE.installed" 2>/dev/null)" != "$WANTED" ]; then
+            echo "installing $FILE into .venv (once)" >&2
+            "$PY" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+                -r requirements.txt -r "$FILE" || {
+                echo "error: .venv could not be made; see the message above, then run this script again" >&2
+                exit 1
+            }
+            echo "$WANTED" > ".venv/$FILE.installed"
+        fi
+    done
     PY=.venv/bin/python
 fi
 

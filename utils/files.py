@@ -107,7 +107,7 @@ def held_alone(folder: Path):
     except BlockingIOError:
         lock.close()
         raise UserError(
-            f"{folder}: another process is at work there; wait for its end, or choose another --run-dir"
+            f"{folder}: another process is at work there; wait for its end, or choose another folder"
         ) from None
     return lock
 

@@ -1,0 +1,257 @@
+"""Codes of very many pictures in Parquet: a plan of parts, written once, and parts that appear whole.
+
+    CODES/card.json               the card of the student that hashes
+    CODES/plan.parquet            the parts, one a row
+    CODES/part-000012.parquet     path, size, mtime_ns and taken (0: unknown), digest (SHA-256 of the file), code,
+                                  and thumbnail (JPEG) if asked for
+    CODES/broken-000012.parquet   path, reason; only where a part has some
+
+A part that is there is never made again, so that a job which was killed, or whose workers died, goes on where it was.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data.decode import pixels_of
+from data.pictures import Part, Picture, is_url, pictures, place, read
+from retrieval.adding import in_order, taken_at, thumbnail_of
+from retrieval.exported import Exported
+from retrieval.index import Index, Row
+from utils.errors import UserError, first_line
+from utils.files import written_aside
+
+READERS = 2  # threads that read and decode ahead of the network
+AHEAD = 6  # pictures that wait, decoded
+BATCH = 10_000  # pictures, at least, that are added to an index at a time
+PLAN = pa.schema(
+    [("kind", pa.string()), ("file", pa.string()), ("column", pa.string()), ("first", pa.int64())]
+    + [("last", pa.int64()), ("paths", pa.list_(pa.string()))]
+)
+BROKEN = pa.schema([("path", pa.string()), ("reason", pa.string())])
+FACTS = b"brcd"  # key of what a file's metadata says of its making
+
+
+def columns_of(width: int, model: str, thumbnails: bool) -> pa.Schema:
+    """Columns of a part: codes of ``width`` bytes by the model of that SHA-256."""
+    columns = [("path", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("taken", pa.float64())]
+    columns += [("digest", pa.binary(32)), ("code", pa.binary(width))]
+    columns += [("thumbnail", pa.binary())] * thumbnails
+    return pa.schema(columns, metadata={FACTS: json.dumps({"model_sha256": model})})
+
+
+class Output:
+    """A folder of codes, on this machine or by URL."""
+
+    def __init__(self, folder: str):
+        self.folder = folder if is_url(folder) else os.path.abspath(folder)
+        self.files, self.path = place(self.folder)
+
+    def names(self) -> set[str]:
+        """Files that are there.
+
+        Raises:
+            UserError: the folder can't be listed.
+        """
+        self.files.invalidate_cache()
+        try:
+            return {os.path.basename(p) for p in self.files.ls(self.path, detail=False)}
+        except FileNotFoundError:
+            return set()
+        except Exception as error:  # each protocol has errors of its own
+            raise UserError(f"{self.folder}: can't be listed ({first_line(error)})") from None
+
+    def write(self, name: str, content: bytes) -> None:
+        if is_url(self.folder):  # an object appears whole
+            self.files.pipe_file(f"{self.path}/{name}", content)
+            return
+        with written_aside(Path(self.path) / name) as file:
+            file.write(content)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        content = io.BytesIO()
+        pq.write_table(table, content, compression="zstd")
+        self.write(name, content.getvalue())
+
+    def read_table(self, name: str) -> pa.Table:
+        """Raises UserError if it is missing or damaged."""
+        try:
+            return pq.read_table(pa.BufferReader(read(f"{self.folder}/{name}")))
+        except pa.ArrowException as error:
+            raise UserError(f"{self.folder}/{name}: damaged ({first_line(error)}); delete it, encode again") from None
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.files.rm_file(f"{self.path}/{name}")
+
+
+def facts_of(schema: pa.Schema) -> dict:
+    """What a file's metadata says of its making; empty if it says nothing."""
+    with contextlib.suppress(ValueError):
+        facts = json.loads((schema.metadata or {}).get(FACTS, b"{}"))
+        return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def write_plan(out: Output, parts: Iterable[Part], facts: dict) -> None:
+    rows = [asdict(part) for part in parts]
+    try:
+        table = pa.Table.from_pylist(rows, PLAN.with_metadata({FACTS: json.dumps(facts)}))
+    except UnicodeEncodeError as error:
+        raise UserError(f"a file's name is not UTF-8 ({error.object!a}); rename it") from None
+    out.write_table("plan.parquet", table)
+
+
+def read_plan(out: Output) -> tuple[list[Part], dict]:
+    """The parts and the facts that were written with them."""
+    table = out.read_table("plan.parquet")
+    if not table.schema.equals(PLAN):
+        raise UserError(f"{out.folder}/plan.parquet: damaged, or of another version; choose another --out")
+    return [Part(**{**row, "paths": tuple(row["paths"])}) for row in table.to_pylist()], facts_of(table.schema)
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:06d}.parquet"
+
+
+def broken_name(number: int) -> str:
+    return f"broken-{number:06d}.parquet"
+
+
+class Encoder:
+    """One exported student, which turns parts into files of codes."""
+
+    def __init__(self, student: str, folder: str, thumbnails: bool = False):
+        self.student, self.out, self.thumbnails = Exported(Path(student)), Output(folder), thumbnails
+        self.schema = columns_of(self.student.width, self.student.hash, thumbnails)
+
+    def __call__(self, row: dict) -> dict[str, int]:
+        """Make the part that a row describes, by its number and the fields of ``Part``; how many pictures it has.
+
+        Its codes are written last: they say that it is done. Made again it has the same bytes.
+        """
+        number, rows, broken = row.pop("number"), [], []
+        with ThreadPoolExecutor(READERS) as pool:
+            for found, pixels in in_order(pool, decoded, pictures(Part(**row)), AHEAD):
+                if pixels is None:
+                    broken.append(found)
+                    continue
+                found["code"] = self.student.code(pixels).tobytes()
+                if self.thumbnails:
+                    found["thumbnail"] = thumbnail_of(pixels)
+                rows.append(found)
+        if broken:
+            self.out.write_table(broken_name(number), pa.Table.from_pylist(broken, BROKEN))
+        else:
+            self.out.remove(broken_name(number))
+        self.out.write_table(part_name(number), pa.Table.from_pylist(rows, self.schema))
+        return {"coded": len(rows), "broken": len(broken)}
+
+
+def decoded(picture: Picture) -> tuple[dict, np.ndarray | None]:
+    """A picture's row less its code, and its pixels; of one that can't be read its path and the reason, and None."""
+    name, content = picture
+    try:
+        if isinstance(content, UserError):
+            raise content
+        mtime, mtime_ns = 0.0, 0
+        if content is None:
+            with contextlib.suppress(OSError):  # of a URL; what is missing is told by ``read``
+                mtime, mtime_ns = (state := os.stat(name)).st_mtime, state.st_mtime_ns
+            content = read(name)
+        pixels = pixels_of(io.BytesIO(content), name, upright=True)
+    except UserError as error:
+        return {"path": name, "reason": str(error).removeprefix(f"{name}: ")}, None
+    taken, digest = taken_at(content) or mtime, hashlib.sha256(content).digest()
+    return {"path": name, "size": len(content), "mtime_ns": mtime_ns, "taken": taken, "digest": digest}, pixels
+
+
+@dataclass
+class Loaded:
+    """What came of loading codes: numbers of pictures."""
+
+    added: int = 0
+    unchanged: int = 0
+    broken: int = 0
+
+
+def load(index: Index, folder: str) -> Loaded:
+    """Add the codes of a finished job to an index, in the order of their parts.
+
+    What is there with the same bytes stays as it is, so that a load which was killed goes on when it is run again.
+
+    Raises:
+        UserError: no finished job there, or one of another model than the index's.
+    """
+    codes = Output(folder)
+    names = codes.names()
+    if not {"card.json", "plan.parquet"} <= names:
+        raise UserError(f"{folder}: no codes there; encode.py --out {folder} makes some")
+    parts, facts = read_plan(codes)
+    if lacking := sum(part_name(n) not in names for n in range(len(parts))):
+        raise UserError(f"{folder}: {lacking} of {len(parts)} parts are missing; run encode.py again, it goes on")
+    card = json.loads(read(f"{codes.folder}/card.json"))
+    index.set_card(card)
+    report = Loaded()
+
+    def batches() -> Iterator[list[Row]]:
+        rows = []
+        for number in tqdm(range(len(parts)), "loading", unit="part"):
+            table = codes.read_table(part_name(number))
+            models = [facts_of(table.schema).get("model_sha256"), facts["model_sha256"], card["model_sha256"]]
+            if len(set(models)) > 1:
+                raise UserError(
+                    f"{folder}/{part_name(number)}: its codes, the plan and card.json are of several models"
+                )
+            for row in table.to_pylist():
+                rows.append(Row(**{"thumbnail": b"", **row, "code": np.frombuffer(row["code"], np.uint8)}))
+            if len(rows) >= BATCH:
+                yield rows
+                rows = []
+            report.broken += codes.read_table(broken_name(number)).num_rows if broken_name(number) in names else 0
+        yield rows
+
+    for added, there in add_new(index, batches()):
+        report.added += added
+        report.unchanged += there
+    return report
+
+
+def add_new(index: Index, batches: Iterable[list[Row]]) -> Iterator[tuple[int, int]]:
+    """Add those rows that are not in an index with the same bytes; a batch is a transaction.
+
+    Yields:
+        For each batch how many were added, and how many were there.
+
+    Raises:
+        UserError: two rows of one path and different bytes.
+    """
+    known, first = {}, None  # of the folders of the batch before; the first id of all that are added here
+    for rows in batches:
+        folders = {os.path.dirname(row.path) for row in rows}
+        known = {folder: known[folder] if folder in known else index.known(folder) for folder in folders}
+        ids = {row.path: known[os.path.dirname(row.path)].get(os.path.basename(row.path), (None,))[0] for row in rows}
+        digests = {r.path: bytes.fromhex(r.digest) for r in index.records([i for i in ids.values() if i is not None])}
+        new: dict[str, Row] = {}
+        for row in rows:
+            if row.digest == (new[row.path].digest if row.path in new else digests.get(row.path)):
+                continue
+            if row.path in new or (first is not None and ids[row.path] is not None and ids[row.path] >= first):
+                raise UserError(f"{row.path}: two pictures of that name; give each one of its own")
+            new[row.path] = row
+        added = index.add(list(new.values())) if new else []
+        for i, row in zip(added, new.values(), strict=True):
+            known[os.path.dirname(row.path)][os.path.basename(row.path)] = i, row.size, row.mtime_ns
+        first = added[0] if first is None and added else first
+        yield len(new), len(rows) - len(new)

@@ -1,0 +1,364 @@
+"""Pictures of every kind of source become the same bits as search.py add gives; what is killed goes on."""
+
+import io
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, command_line
+from exports import write_export
+from PIL import Image
+
+from data.decode import pixels_of
+from data.pictures import Part, parts_of, pictures
+from retrieval import encoding
+from retrieval.encoding import Encoder, Output, broken_name, part_name
+from retrieval.exported import Exported
+from retrieval.index import Index
+from utils.errors import UserError
+
+BITS = 64
+
+
+@pytest.fixture
+def student(tmp_path):
+    return write_export(tmp_path / "student", BITS)
+
+
+def jpeg(seed: int) -> bytes:
+    draw, buffer = np.random.RandomState(seed), io.BytesIO()
+    Image.fromarray(draw.randint(0, 256, (20 + seed % 7, 30, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def folder_of(root: Path, n: int, first: int = 0) -> list[Path]:
+    """n pictures, half of them in a folder below, in the order of a listing."""
+    (root / "below").mkdir(parents=True)
+    files = [root / ("below" if i % 2 else "") / f"{i:03d}.jpg" for i in range(first, first + n)]
+    for i, file in enumerate(files, first):
+        file.write_bytes(jpeg(i))
+    return [f for f in files if f.parent == root] + [f for f in files if f.parent != root]
+
+
+def tar_of(file: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(file, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file
+
+
+def names(source, size: int = 100, column: str | None = None) -> list[str]:
+    return [name for part in parts_of(str(source), size, column) for name, _ in pictures(part)]
+
+
+def contents(source, column: str | None = None) -> list[bytes]:
+    found = [one for part in parts_of(str(source), 2, column) for one in pictures(part)]
+    return [Path(name).read_bytes() if content is None else content for name, content in found]
+
+
+# Sources
+
+
+def test_a_folder_is_taken_in_parts_of_a_size_less_what_is_hidden(tmp_path):
+    files = folder_of(tmp_path / "photos", 7)
+    (tmp_path / "photos" / ".hidden.jpg").write_bytes(b"")
+    parts = list(parts_of(str(tmp_path / "photos"), 3))
+    assert [len(p.paths) for p in parts] == [3, 3, 1]
+    assert [name for p in parts for name in p.paths] == list(map(str, files))
+    assert names(f"file://{tmp_path}/photos") == list(map(str, files))
+    assert names(tmp_path / "photos" / "*.jpg") == [str(f) for f in files if f.parent.name == "photos"]
+
+
+def test_lists_name_files_beside_them_or_by_address(tmp_path):
+    folder_of(tmp_path / "photos", 3)
+    lines = ["photos/000.jpg 0 1 0", "photos/002.jpg", "s3://bucket/a b.jpg", "/somewhere/x.jpg 1", ""]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    beside = [str(tmp_path / "photos" / "000.jpg"), str(tmp_path / "photos" / "002.jpg")]
+    assert names(tmp_path / "list.txt") == [*beside, "s3://bucket/a b.jpg", "/somewhere/x.jpg"]
+    (tmp_path / "list.csv").write_text("label,path\n1,photos/000.jpg\n0,photos/002.jpg\n")
+    assert names(tmp_path / "list.csv") == beside
+    pq.write_table(pa.table({"url": ["http://h/1.jpg", "photos/000.jpg"]}), tmp_path / "list.parquet")
+    assert names(tmp_path / "list.parquet") == ["http://h/1.jpg", beside[0]]
+
+
+def test_tables_hold_bytes_in_row_groups(tmp_path):
+    held = [jpeg(i) for i in range(7)]
+    pq.write_table(pa.table({"image": held, "label": list(range(7))}), tmp_path / "plain.parquet", row_group_size=2)
+    parts = list(parts_of(str(tmp_path / "plain.parquet"), 3))
+    assert [(p.first, p.last) for p in parts] == [(0, 1), (2, 3)]
+    assert contents(tmp_path / "plain.parquet") == held
+    assert names(tmp_path / "plain.parquet", 3) == [f"{tmp_path}/plain.parquet/{i}" for i in range(7)]
+    struct = [{"bytes": content, "path": "same.jpg"} for content in held]
+    pq.write_table(pa.table({"image": struct, "path": [f"{i}.jpg" for i in range(7)]}), tmp_path / "named.parquet")
+    assert contents(tmp_path / "named.parquet") == held
+    assert names(tmp_path / "named.parquet") == [f"{tmp_path}/{i}.jpg" for i in range(7)]
+    pq.write_table(pa.table({"a": held, "b": held[::-1]}), tmp_path / "two.parquet")
+    assert contents(tmp_path / "two.parquet", "b") == held[::-1]
+
+
+def test_a_shard_is_one_part_and_its_other_members_are_passed_over(tmp_path):
+    shard = tar_of(tmp_path / "a.tar", {"x/1.jpg": jpeg(1), "x/1.cls": b"3", "x/._1.jpg": b"?", "x/2.PNG": b"bad"})
+    assert contents(shard) == [jpeg(1), b"bad"]
+    assert names(tmp_path) == [f"{shard}/x/1.jpg", f"{shard}/x/2.PNG"]  # the shards of a folder
+
+
+@pytest.mark.parametrize("cut", [1, 300, 700, 1024 + 100, 5000])
+def test_a_shard_that_is_cut_is_told_and_what_is_before_the_cut_is_kept(tmp_path, cut):
+    shard = tar_of(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(3)})
+    with tarfile.open(shard) as tar:
+        end = [m.offset_data + -(-m.size // 512) * 512 for m in tar][-1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: end + 1024 - cut])
+    found = list(pictures(Part("shard", str(shard))))
+    assert isinstance(found[-1][1], UserError) and str(shard) in str(found[-1][1])
+    assert [content for _, content in found[:-1]] == [jpeg(i) for i in range(3)][: len(found) - 1]
+    assert len(found) - 1 >= (3 if cut < 1024 else 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "no such file or folder"),
+        (lambda p: p.mkdir(), "holds no pictures"),
+        (lambda p: p.write_text("hello"), "no folder, list"),
+        (lambda p: (folder_of(p, 2), tar_of(p / "a.tar", {})), "holds .tar files and pictures"),
+    ],
+)
+def test_sources_that_are_not_clear_are_refused(tmp_path, make, message):
+    make(tmp_path / "x")
+    with pytest.raises(UserError, match=message):
+        names(tmp_path / "x")
+
+
+def test_tables_and_protocols_that_are_not_clear_are_refused(tmp_path):
+    pq.write_table(pa.table({"a": [b"1"], "b": [b"2"]}), tmp_path / "two.parquet")
+    with pytest.raises(UserError, match="Say --column; there are: a, b"):
+        names(tmp_path / "two.parquet")
+    with pytest.raises(UserError, match="no column 'c'; there are: a, b"):
+        names(tmp_path / "two.parquet", column="c")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        names(tmp_path / "bad.parquet")
+    with pytest.raises(UserError, match="nothing://x: can't be read"):
+        names("nothing://x")
+
+
+# Parts
+
+
+def encoded(student: Path, out: Path, source, size: int = 100, **more) -> list[dict]:
+    """Encode without Ray; the rows of all parts."""
+    encoder, parts = Encoder(str(student), str(out), **more), list(parts_of(str(source), size))
+    for number, part in enumerate(parts):
+        encoder(
+            {"number": number, "kind": part.kind, "file": part.file, "column": part.column}
+            | {"first": part.first, "last": part.last, "paths": list(part.paths)}
+        )
+    return [row for n in range(len(parts)) for row in pq.read_table(out / part_name(n)).to_pylist()]
+
+
+def test_a_part_holds_what_the_student_says_of_each_picture(tmp_path, student):
+    files = folder_of(tmp_path / "photos", 5)
+    rows, model = encoded(student, tmp_path / "codes", tmp_path / "photos", 2), Exported(student)
+    assert [row["path"] for row in rows] == list(map(str, files))
+    for row, file in zip(rows, files, strict=True):
+        assert row["code"] == model.code(pixels_of(file, upright=True)).tobytes()
+        assert (row["size"], row["mtime_ns"]) == (file.stat().st_size, file.stat().st_mtime_ns)
+    before = (tmp_path / "codes" / part_name(0)).read_bytes()
+    encoded(student, tmp_path / "codes", tmp_path / "photos", 2)
+    assert (tmp_path / "codes" / part_name(0)).read_bytes() == before
+
+
+def test_broken_pictures_are_kept_apart_with_their_reason(tmp_path, student):
+    good = {"a.jpg": jpeg(1), "z.jpg": jpeg(2)}
+    shard = tar_of(tmp_path / "a.tar", good | {"b.jpg": b"no picture", "c.jpg": b""})
+    with tarfile.open(shard, "a") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    rows = encoded(student, tmp_path / "codes", shard)
+    assert [row["path"] for row in rows] == [f"{shard}/a.jpg", f"{shard}/z.jpg"]
+    broken = {r["path"]: r["reason"] for r in pq.read_table(tmp_path / "codes" / broken_name(0)).to_pylist()}
+    assert set(broken) == {f"{shard}/{name}" for name in ("b.jpg", "c.jpg", "a.jpg")}
+    assert "not a readable image" in broken[f"{shard}/b.jpg"] and "comes twice" in broken[f"{shard}/a.jpg"]
+    tar_of(shard, good)
+    encoded(student, tmp_path / "codes", shard)
+    assert not (tmp_path / "codes" / broken_name(0)).exists()
+
+
+def planned(student: Path, out: Path, source, size: int) -> None:
+    """A finished job, made without Ray."""
+    parts, model = list(parts_of(str(source), size)), Exported(student)
+    encoding.write_plan(Output(str(out)), parts, {"model_sha256": model.hash})
+    (out / "card.json").write_bytes((student / "card.json").read_bytes())
+    encoded(student, out, source, size)
+
+
+def test_codes_are_loaded_once_and_follow_what_changes(tmp_path, student):
+    folder_of(tmp_path / "photos", 9)
+    planned(student, tmp_path / "codes", tmp_path / "photos", 4)
+    with Index(tmp_path / "index", write=True) as index:
+        assert encoding.load(index, str(tmp_path / "codes")) == encoding.Loaded(added=9)
+        assert encoding.load(index, str(tmp_path / "codes")) == encoding.Loaded(unchanged=9)
+        (tmp_path / "photos" / "000.jpg").write_bytes(jpeg(99))
+        planned(student, tmp_path / "again", tmp_path / "photos", 5)
+        assert encoding.load(index, str(tmp_path / "again")) == encoding.Loaded(added=1, unchanged=8)
+        assert len(index) == 9
+
+
+def test_codes_that_are_not_whole_or_of_another_model_are_refused(tmp_path, student):
+    folder_of(tmp_path / "photos", 6)
+    planned(student, tmp_path / "codes", tmp_path / "photos", 3)
+    other = write_export(tmp_path / "other", BITS, seed=1)
+    planned(other, tmp_path / "others", tmp_path / "photos", 3)
+    with Index(tmp_path / "index", write=True) as index:
+        with pytest.raises(UserError, match="no codes there"):
+            encoding.load(index, str(tmp_path / "photos"))
+        encoding.load(index, str(tmp_path / "codes"))
+        with pytest.raises(UserError, match="hashed by another model"):
+            encoding.load(index, str(tmp_path / "others"))
+        os.replace(tmp_path / "others" / part_name(1), tmp_path / "codes" / part_name(1))
+        with pytest.raises(UserError, match="of several models"):
+            encoding.load(index, str(tmp_path / "codes"))
+        (tmp_path / "codes" / part_name(1)).unlink()
+        with pytest.raises(UserError, match="1 of 2 parts are missing"):
+            encoding.load(index, str(tmp_path / "codes"))
+        (tmp_path / "codes" / part_name(1)).write_bytes(b"junk")
+        with pytest.raises(UserError, match=r"part-000001\.parquet: damaged"):
+            encoding.load(index, str(tmp_path / "codes"))
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path, student):
+    pq.write_table(
+        pa.table({"image": [jpeg(1), jpeg(2)], "path": ["a", "a"]}), tmp_path / "t.parquet", row_group_size=1
+    )
+    for size in (1, 2):
+        planned(student, tmp_path / f"codes{size}", tmp_path / "t.parquet", size)
+        with (
+            Index(tmp_path / f"index{size}", write=True) as index,
+            pytest.raises(UserError, match="two pictures of that name"),
+        ):
+            encoding.load(index, str(tmp_path / f"codes{size}"))
+
+
+# The command, on a real Ray
+
+
+def running(*words) -> subprocess.Popen:
+    return subprocess.Popen(
+        command_line("encode.py", *words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+
+
+def until(true, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def blocked(tmp_path, student):
+    """A job of six parts whose fifth never ends, for one of its pictures is a pipe that nobody writes to."""
+    files = folder_of(tmp_path / "photos", 23)
+    os.mkfifo(tmp_path / "photos" / "pipe.jpg")
+    files.insert(17, tmp_path / "photos" / "pipe.jpg")
+    (tmp_path / "list.txt").write_text("\n".join(map(str, files)))
+    words = ["--student", student, "--input", tmp_path / "list.txt", "--out", tmp_path / "codes", "--part", 4]
+    process = running(*words, "--workers", 1)
+    yield words, process, tmp_path / "photos" / "pipe.jpg"
+    process.kill()
+    process.communicate()
+
+
+def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that hash."""
+    there = psutil.Process(driver.pid).children(recursive=True)
+    return [process for process in there if any("MapWorker" in word for word in process.cmdline())]
+
+
+def reached(out: Path) -> bool:
+    return (out / part_name(3)).exists() and not (out / part_name(4)).exists()
+
+
+def same_as_added(tmp_path: Path, student: Path, command, total: int) -> None:
+    """The codes of the job are those that search.py add makes of the same files."""
+    for how in (["--codes", tmp_path / "codes"], ["--student", student, tmp_path / "photos"]):
+        done = command("search.py", "add", "--index", tmp_path / f"{how[0]}.index", *how)
+        assert done.returncode == 0, done.stderr
+    coded, added = ({}, {})
+    for name, codes in (("--codes", coded), ("--student", added)):
+        with Index(tmp_path / f"{name}.index") as index:
+            ids, held = index.codes()
+            records = index.records(ids.tolist())
+            codes |= {r.path: (r.digest, r.taken, c.tobytes()) for r, c in zip(records, held, strict=True)}
+    assert coded == added and len(coded) == total
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_was(tmp_path, student, blocked, command):
+    words, process, pipe = blocked
+    until(lambda: reached(tmp_path / "codes"), process)
+    kept = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "codes").glob("part-*")}
+    workers = workers_of(process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    pipe.unlink()
+    pipe.write_bytes(jpeg(50))
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, "workers have outlived their driver"
+    done = command("encode.py", *words, "--workers", 2)
+    assert done.returncode == 0 and "6 parts, 4 of them from before; 8 pictures" in done.stdout, done.stderr
+    assert kept == {name: (tmp_path / "codes" / name).stat().st_mtime_ns for name in kept}
+    same_as_added(tmp_path, student, command, 24)
+    done = command("encode.py", *words)
+    assert done.returncode == 0 and "6 parts, 6 of them from before; 0 pictures" in done.stdout, done.stderr
+    for more, message in (
+        (["--part", 5], "holds codes of other part; choose another --out"),
+        (["--student", write_export(tmp_path / "other", BITS, seed=1)], "holds codes of other model_sha256"),
+    ):
+        done = command("encode.py", *words, *more)
+        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_workers_part_is_made_by_another(tmp_path, student, blocked, command):
+    _, process, pipe = blocked
+    until(lambda: reached(tmp_path / "codes"), process)
+    second = command("encode.py", *blocked[0])
+    assert second.returncode == 1 and "another process is at work there" in second.stderr
+    pipe.unlink()
+    pipe.write_bytes(b"broken")
+    (worker,) = workers_of(process)
+    worker.kill()
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 0 and "1 pictures can't be read" in said, said
+    pipe.write_bytes(jpeg(50))
+    done = command("encode.py", *blocked[0], "--workers", 1, "--again")
+    assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
+    same_as_added(tmp_path, student, command, 24)
+
+
+@pytest.mark.slow
+def test_what_can_not_be_done_is_one_line(tmp_path, student, command):
+    folder_of(tmp_path / "photos", 2)
+    words = ["--student", student, "--input", tmp_path / "photos", "--out", tmp_path / "codes"]
+    for more, message in (
+        (["--ray", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
+        (["--ray", "nowhere"], "no Ray cluster answers at nowhere"),
+        (["--student", tmp_path], "no export there"),
+        (["--input", tmp_path / "none"], "no such file or folder"),
+        (["--out", "/proc/codes"], "/proc/codes"),
+        (["--workers", 0], "--workers: '0' is not a whole number of at least 1"),
+    ):
+        done = command("encode.py", *words, *more)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and last.startswith("error: ") and message in last, done.stderr
