@@ -27,6 +27,8 @@ from retrieval.exported import Exported
 from retrieval.index import Broken, Filters
 from utils.errors import UserError
 
+pytest.importorskip("pymilvus", reason="requirements-scale.txt is not installed")
+
 NUMBERS = itertools.count()
 
 
