@@ -209,7 +209,7 @@ def torn(folder: Path) -> str:
         if file.is_file() and not file.name.startswith(".") and "tensorboard" not in file.parts:
             try:
                 content(file)
-            except Exception as error:
+            except Exception as error:  # whatever a reader says of a file, it is not whole
                 return f"{file.relative_to(folder)} is torn ({type(error).__name__})"
     return ""
 

@@ -512,7 +512,7 @@ def names_of_args(folder: Path) -> list[str]:
     """A teacher's path that reads well but leads nowhere is named itself."""
     try:
         teacher = yaml.safe_load((folder / "student" / "args.yaml").read_text())["teacher"]
-    except Exception:
+    except Exception:  # the file is damaged at random: YAML raises many kinds
         return [str(folder / "student")]
     return [str(folder / "student"), *([str(Path(teacher))] if isinstance(teacher, str) else [])]
 
