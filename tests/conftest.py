@@ -19,6 +19,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 sys.path.insert(0, str(ROOT))
+# A proxy, which many networks have, can't reach the servers that tests start here.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 from data import features  # noqa: E402
 from models.engines import make_engine  # noqa: E402
