@@ -1,4 +1,4 @@
-"""All that is measured of search, part after part in processes of their own, into one file: python benchmarks/search.py
+"""All that is measured of search, part after part, into results/benchmarks/search_*.json: python benchmarks/search.py
 
     python benchmarks/search.py --run RUN --exports STUDENT STUDENT_FLOAT16 STUDENT_INT8 TEACHER --photos FOLDER
 
@@ -9,14 +9,9 @@ by its own command: search_engines.py, search_page.py, search_bits.py. Keep the 
 import argparse
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from utils.errors import guarded  # noqa: E402
-from utils.files import read_json, write_json  # noqa: E402
+FOLDER = Path(__file__).parent
 
 
 def main() -> None:
@@ -24,7 +19,6 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="a student's run")
     parser.add_argument("--exports", type=Path, nargs="+", required=True, help="of the student, and one of its teacher")
     parser.add_argument("--photos", type=Path, required=True, help="a folder of JPEG files")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "search.json")
     args = parser.parse_args()
     student = ["--student", args.exports[0], "--photos", args.photos]
     parts = {
@@ -32,15 +26,9 @@ def main() -> None:
         "search_page.py": [*student, "--pictures", 1000],
         "search_bits.py": ["--run", args.run, "--exports", *args.exports, "--photos", args.photos],
     }
-    results = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for script, words in parts.items():
-            out = Path(folder) / "part.json"
-            command = [sys.executable, ROOT / "benchmarks" / script, *words, "--out", out]
-            subprocess.run(list(map(str, command)), check=True)
-            results[script.removesuffix(".py")] = read_json(out)
-            write_json(args.out, results)
+    for script, words in parts.items():
+        subprocess.run([sys.executable, FOLDER / script, *map(str, words)], check=True)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    main()

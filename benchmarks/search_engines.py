@@ -1,4 +1,4 @@
-"""Search engines beside each other on the same codes; adding; kills: python benchmarks/search_engines.py --out FILE
+"""Search engines beside each other on the same codes; adding; kills: python benchmarks/search_engines.py
 
     --parts engines   the index, faiss alone, DuckDB and usearch: one query at a time on one thread, all exact?
     --parts batch     many queries at once on all cores
@@ -7,7 +7,8 @@
 
 Each engine runs in a process of its own. Sizes are options, so that a smoke run takes seconds:
 
-    python benchmarks/search_engines.py --millions 0.01 --queries 5 --batch 64 --pictures 50 --unchanged 100 --kills 2
+    python benchmarks/search_engines.py --out /tmp/try.json --parts engines batch --millions 0.01 --queries 5 --batch 64
+    python benchmarks/search_engines.py --out /tmp/try.json --parts adding kills --pictures 50 --unchanged 100 --kills 2
 """
 
 import argparse
@@ -437,6 +438,7 @@ def kills(folder: Path, count: int, seed: int, pictures: int = 120) -> dict:
         tally["different"] += contents(index) != wanted
         for left in folder.glob(f"killed_{number}*"):
             left.unlink()
+    print("kills", tally)
     return tally
 
 
@@ -453,7 +455,12 @@ def seen_in(index: Path) -> set[tuple[int, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="where the results go, as JSON")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "benchmarks" / "search_engines.json",
+        help="each part has a place of its own in it",
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--millions", nargs="+", type=float, default=[1, 10, 100], help="codes")
     parser.add_argument("--queries", type=int, default=200, help="one at a time")
@@ -476,22 +483,17 @@ def main() -> None:
         return print(json.dumps(one_engine(args.only, args.folder, args.queries)))
     from utils.runs import environment  # not in the processes that are measured
 
-    results = {"environment": environment()}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         folder = Path(folder)
-        if "engines" in args.parts:
-            results["engines"] = engines(folder, args.millions, args.queries)
-        if "batch" in args.parts:
-            results["batch"] = batch(folder, min(args.batch_millions, max(args.millions)), args.batch)
-        if "adding" in args.parts:
-            results["adding"] = add_pictures(
-                folder, args.student, args.photos, args.pictures, args.side, args.unchanged
-            )
-        if "kills" in args.parts:
-            results["kills"] = kills(folder / "kills", args.kills, args.seed)
-            print("kills", results["kills"])
-    if args.out:
-        write_json(args.out, results)
+        parts = {
+            "engines": lambda: engines(folder, args.millions, args.queries),
+            "batch": lambda: batch(folder, min(args.batch_millions, max(args.millions)), args.batch),
+            "adding": lambda: add_pictures(folder, args.student, args.photos, args.pictures, args.side, args.unchanged),
+            "kills": lambda: kills(folder / "kills", args.kills, args.seed),
+        }
+        for name in args.parts:
+            result = {"environment": environment(), **parts[name]()}
+            write_json(args.out, {**(read_json(args.out) if args.out.exists() else {}), name: result})
 
 
 if __name__ == "__main__":
