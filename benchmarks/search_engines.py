@@ -293,16 +293,25 @@ def rate(work, items, threads: int) -> float:
         return len(items) / (time.perf_counter() - started)
 
 
-def add_pictures(
-    folder: Path, student: Path | None, pictures: Path | None, count: int, side: int, unchanged: int
-) -> dict:
+def add_all(folder: Path, args) -> dict:
+    """Made-up pictures, those of ``--photos``, and many that have not changed."""
+    empty = write_export(folder / "export")
+    student = args.student or empty
+    results = {"made up": add_pictures(folder, student, make_pictures(folder / "made", args.pictures, args.side))}
+    if args.photos:
+        files = sorted(args.photos.rglob("*.jpg"))[: args.pictures]
+        results["photos"] = add_pictures(folder, student, files)
+    many = make_small(folder / "many", args.unchanged)
+    first, second = (add_by_command(folder / "unchanged", empty, many) for _ in range(2))
+    print(f"{args.unchanged} unchanged: {second:.2f} s")
+    return {**results, "unchanged": {"pictures": args.unchanged, "first_seconds": first, "second_seconds": second}}
+
+
+def add_pictures(folder: Path, student: Path, files: list[Path]) -> dict:
     """Pictures a second from JPEG files, all included, beside the network on ready pixels."""
-    student = student or write_export(folder / "export")
-    files = sorted(pictures.rglob("*.jpg"))[:count] if pictures else make_pictures(folder / "pictures", count, side)
-    here = folder / "linked"
-    here.mkdir()
+    here = Path(tempfile.mkdtemp(dir=folder))
     for file in files:
-        (here / file.name).symlink_to(file)
+        (here / file.name).symlink_to(file.absolute())
     cores = len(os.sched_getaffinity(0))
     ready = [pixels_of(file) for file in files[:256]]
     ready = [ready[i % len(ready)] for i in range(len(files))]
@@ -318,17 +327,15 @@ def add_pictures(
     }
     rates, cpu = [], []
     for turn in range(3):
-        with Index(folder / f"adding_{turn}", write=True) as index:
+        with Index(here / f"index_{turn}", write=True) as index:
             started, used = time.perf_counter(), time.process_time()
             report = adding.add(index, one_each, [here])
             rates.append(report.added / (time.perf_counter() - started))
             cpu.append(1000 * (time.process_time() - used) / report.added)
             assert report.added == len(files), report
-    many = make_small(folder / "many", unchanged)
-    first, second = (add_by_command(folder / "unchanged", student, many) for _ in range(2))
     print(
         f"adding {np.median(rates):.1f} pictures/s, {np.median(cpu):.2f} ms of processor each; the network alone "
-        f"{alone}, {network_cpu:.2f} ms; {unchanged} unchanged: {second:.2f} s"
+        f"{alone}, {network_cpu:.2f} ms"
     )
     return {
         "pictures": len(files),
@@ -338,7 +345,6 @@ def add_pictures(
         "network_alone_per_second": alone,
         "share": float(np.median(rates)) / max(alone.values()),
         "cpu_ms_a_picture": {"network": network_cpu, "adding": float(np.median(cpu))},
-        "unchanged": {"pictures": unchanged, "first_seconds": first, "second_seconds": second},
     }
 
 
@@ -467,7 +473,7 @@ def main() -> None:
     parser.add_argument("--batch-millions", type=float, default=10)
     parser.add_argument("--batch", type=int, default=2048, help="queries at once")
     parser.add_argument("--student", type=Path, help="an export (default: a made-up one, of no weight)")
-    parser.add_argument("--photos", type=Path, help="a folder of JPEG files (default: made-up ones)")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG files, added beside made-up ones")
     parser.add_argument("--pictures", type=int, default=1000, help="that are added")
     parser.add_argument("--side", type=int, default=500, help="pixels of a made-up picture's longer side")
     parser.add_argument("--unchanged", type=int, default=20_000, help="pictures that are added twice")
@@ -488,7 +494,7 @@ def main() -> None:
         parts = {
             "engines": lambda: engines(folder, args.millions, args.queries),
             "batch": lambda: batch(folder, min(args.batch_millions, max(args.millions)), args.batch),
-            "adding": lambda: add_pictures(folder, args.student, args.photos, args.pictures, args.side, args.unchanged),
+            "adding": lambda: add_all(folder, args),
             "kills": lambda: kills(folder / "kills", args.kills, args.seed),
         }
         for name in args.parts:
