@@ -258,7 +258,7 @@ class MilvusIndex:
             raise UserError(f"{self.path}: another process has taken the writing over; run the same command again")
 
     def _make(self, name: str, fields: list, bits: int, description: str, loaded: bool = True) -> None:
-        """Make a collection; as it is there already nothing happens, otherwise it is refused."""
+        """Make a collection and begin to load it; as it is there already nothing happens, otherwise it is refused."""
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
         for field, kind, more in fields:
             schema.add_field(field, kind, **more)
@@ -269,8 +269,10 @@ class MilvusIndex:
             if key in (field for field, *_ in fields):
                 indexes.add_index(key, index_name=key, index_type="STL_SORT")
         try:
-            more = {"index_params": indexes} if loaded else {}
-            self._ask("create_collection", name, schema=schema, num_shards=1, consistency_level="Strong", **more)
+            self._ask("create_collection", name, schema=schema, num_shards=1, consistency_level="Strong")
+            if loaded:  # by default the client waits half a second for each index of what is empty, and for the load
+                self._ask("create_index", name, indexes, sync=False)
+                self._ask("load_collection", name, _async=True)
         except UserError as error:
             if "binary" in str(error).lower():
                 raise UserError(f"{self.path}: that server has no binary vectors (Milvus Lite?); {error}") from None
@@ -377,6 +379,8 @@ class MilvusIndex:
         self._still_mine()
         self._make(self._facts, FACT, 8, OURS)
         self._make(self.name, PICTURE, bits, OURS)
+        for collection in (self._facts, self.name):
+            self._ask("load_collection", collection)  # until it is
         self._there = True
         self._keep_facts("model", {"card": json.dumps(card), "student": to_text(student or "")})
 

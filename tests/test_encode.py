@@ -25,8 +25,6 @@ from retrieval.exported import Exported
 from retrieval.index import Index
 from utils.errors import UserError
 
-pytest.importorskip("ray", reason="requirements-scale.txt is not installed")
-
 BITS = 64
 
 
