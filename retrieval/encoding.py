@@ -73,8 +73,12 @@ class Output:
             raise UserError(f"{self.folder}: can't be listed ({first_line(error)})") from None
 
     def write(self, name: str, content: bytes) -> None:
+        """Raises UserError or OSError (a full disk) that names the file."""
         if is_url(self.folder):  # an object appears whole
-            self.files.pipe_file(f"{self.path}/{name}", content)
+            try:
+                self.files.pipe_file(f"{self.path}/{name}", content)
+            except Exception as error:
+                raise UserError(f"{self.folder}/{name}: can't be written ({first_line(error)})") from None
             return
         with written_aside(Path(self.path) / name) as file:
             file.write(content)
@@ -130,10 +134,10 @@ def broken_name(number: int) -> str:
 
 
 class Encoder:
-    """One exported student, which turns parts into files of codes."""
+    """One exported student, on a core or a GPU, which turns parts into files of codes."""
 
-    def __init__(self, student: str, folder: str, thumbnails: bool = False):
-        self.student, self.out, self.thumbnails = Exported(Path(student)), Output(folder), thumbnails
+    def __init__(self, student: str, folder: str, thumbnails: bool = False, gpu: bool = False):
+        self.student, self.out, self.thumbnails = Exported(Path(student), gpu=gpu), Output(folder), thumbnails
         self.schema = columns_of(self.student.width, self.student.hash, thumbnails)
 
     def __call__(self, row: dict) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import subprocess
 import tarfile
 import time
@@ -267,26 +266,29 @@ def until(true, process: subprocess.Popen, seconds: float = 120) -> None:
 
 @pytest.fixture
 def blocked(tmp_path, student):
-    """A job of six parts whose fifth never ends, for one of its pictures is a pipe that nobody writes to."""
-    files = folder_of(tmp_path / "photos", 23)
-    os.mkfifo(tmp_path / "photos" / "pipe.jpg")
-    files.insert(17, tmp_path / "photos" / "pipe.jpg")
+    """A job of six parts whose last two never end, for each has a picture that is a pipe which nobody writes to."""
+    files = folder_of(tmp_path / "photos", 22)
+    pipes = [tmp_path / "photos" / name for name in ("first.jpg", "second.jpg")]
+    for place, pipe in zip((17, 21), pipes, strict=True):
+        os.mkfifo(pipe)
+        files.insert(place, pipe)
     (tmp_path / "list.txt").write_text("\n".join(map(str, files)))
     words = ["--student", student, "--input", tmp_path / "list.txt", "--out", tmp_path / "codes", "--part", 4]
     process = running(*words, "--workers", 1)
-    yield words, process, tmp_path / "photos" / "pipe.jpg"
+    yield words, process, pipes
     process.kill()
     process.communicate()
+
+
+def fill(pipe: Path, content: bytes) -> None:
+    pipe.unlink(missing_ok=True)
+    pipe.write_bytes(content)
 
 
 def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
     """The processes that hash."""
     there = psutil.Process(driver.pid).children(recursive=True)
     return [process for process in there if any("MapWorker" in word for word in process.cmdline())]
-
-
-def reached(out: Path) -> bool:
-    return (out / part_name(3)).exists() and not (out / part_name(4)).exists()
 
 
 def same_as_added(tmp_path: Path, student: Path, command, total: int) -> None:
@@ -304,20 +306,28 @@ def same_as_added(tmp_path: Path, student: Path, command, total: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_where_it_was(tmp_path, student, blocked, command):
-    words, process, pipe = blocked
-    until(lambda: reached(tmp_path / "codes"), process)
+def test_what_a_killed_worker_or_driver_has_begun_is_done_by_another(tmp_path, student, blocked, command):
+    words, process, (first, second) = blocked
+    until(lambda: (tmp_path / "codes" / part_name(3)).exists(), process)
+    done = command("encode.py", *words)
+    assert done.returncode == 1 and "another process is at work there" in done.stderr
+    (worker,) = workers_of(process)
+    fill(first, b"broken")
+    worker.kill()
+    until(lambda: (tmp_path / "codes" / part_name(4)).exists(), process)
     kept = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "codes").glob("part-*")}
     workers = workers_of(process)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
-    pipe.unlink()
-    pipe.write_bytes(jpeg(50))
+    fill(second, jpeg(51))
     _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive, "workers have outlived their driver"
+    assert len(kept) == 5 and not alive, "workers have outlived their driver"
     done = command("encode.py", *words, "--workers", 2)
-    assert done.returncode == 0 and "6 parts, 4 of them from before; 8 pictures" in done.stdout, done.stderr
+    assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
     assert kept == {name: (tmp_path / "codes" / name).stat().st_mtime_ns for name in kept}
+    fill(first, jpeg(50))
+    done = command("encode.py", *words, "--workers", 1, "--again")
+    assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
     same_as_added(tmp_path, student, command, 24)
     done = command("encode.py", *words)
     assert done.returncode == 0 and "6 parts, 6 of them from before; 0 pictures" in done.stdout, done.stderr
@@ -330,24 +340,6 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path, student, blocked, comman
 
 
 @pytest.mark.slow
-def test_a_killed_workers_part_is_made_by_another(tmp_path, student, blocked, command):
-    _, process, pipe = blocked
-    until(lambda: reached(tmp_path / "codes"), process)
-    second = command("encode.py", *blocked[0])
-    assert second.returncode == 1 and "another process is at work there" in second.stderr
-    pipe.unlink()
-    pipe.write_bytes(b"broken")
-    (worker,) = workers_of(process)
-    worker.kill()
-    said, _ = process.communicate(timeout=180)
-    assert process.returncode == 0 and "1 pictures can't be read" in said, said
-    pipe.write_bytes(jpeg(50))
-    done = command("encode.py", *blocked[0], "--workers", 1, "--again")
-    assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
-    same_as_added(tmp_path, student, command, 24)
-
-
-@pytest.mark.slow
 def test_what_can_not_be_done_is_one_line(tmp_path, student, command):
     folder_of(tmp_path / "photos", 2)
     words = ["--student", student, "--input", tmp_path / "photos", "--out", tmp_path / "codes"]
@@ -355,6 +347,7 @@ def test_what_can_not_be_done_is_one_line(tmp_path, student, command):
         (["--ray", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
         (["--ray", "nowhere"], "no Ray cluster answers at nowhere"),
         (["--student", tmp_path], "no export there"),
+        (["--gpus", 0.5], "no GPU can be used: ONNX Runtime has no CUDA here"),
         (["--input", tmp_path / "none"], "no such file or folder"),
         (["--out", "/proc/codes"], "/proc/codes"),
         (["--workers", 0], "--workers: '0' is not a whole number of at least 1"),

@@ -28,8 +28,10 @@ from retrieval.index import Broken, Filters
 from utils.errors import UserError
 
 NUMBERS = itertools.count()
-# Milliseconds between the looks that its parts take at each other, most of which are a second otherwise.
+# Milliseconds between the looks that its parts take at each other, most of which are a second otherwise; seconds until
+# a part that was killed is given up.
 QUICK = dict.fromkeys(("PROXY_TIMETICKINTERVAL", "QUERYCOORD_CHECKCHANNELINTERVAL", "QUERYCOORD_CHECKINTERVAL"), "20")
+QUICK |= {"COMMON_SESSION_TTL": "10"}
 
 
 class Server:
@@ -251,8 +253,10 @@ def test_a_second_writer_is_told_and_the_first_is_not_disturbed(place):
 
 WRITER = """
 import sys; sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-from test_engines import make, rows
-index = make({where!r})
+from test_index import card, rows
+from retrieval.engines import open_index
+index = open_index({where!r}, write=True)
+index.set_card(card())
 for number in range(1000):
     index.add(rows(50, number, first=50 * number))
     print(number, flush=True)
@@ -412,6 +416,7 @@ def test_lists_make_it_approximate_and_all_of_them_exact(index):
     ids = np.array(index.add([row(f"/p/{i}", code) for i, code in enumerate(codes)]))
     index.make_approximate()
     index.make_approximate()
+    index.set_card(card())  # as the next add does
     assert list(map(pairs, index.search(codes[:50], 100))) == expected(codes[:50], ids, codes, 100)
     with open_index(index.path, nprobe=4) as approximate:
         recall, k = approximate.recall()
@@ -444,7 +449,7 @@ def test_a_server_that_is_killed_while_pictures_are_added_loses_and_doubles_noth
     server.run("start")
     writer.join()
     before = {i for ids in acknowledged for i in ids}
-    with open_index(where, write=True) as index:
+    with make(where) as index:
         assert before <= set(index.codes()[0].tolist()) and not index.faults()
         for number in range(len(acknowledged), 12):
             assert failed
