@@ -1,6 +1,6 @@
 """What encode.py does on Ray, by Daft on this machine: python benchmarks/scale_daft.py STUDENT SHARDS OUT WORKERS
 
-Run by scale.py in an environment of its own, beside which encode.py's pyarrow would not be installed.
+Run by scale.py, which sets PYTHONPATH, in an environment of its own: Daft pins an older pyarrow.
 """
 
 import sys
@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import daft
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.pictures import parts_of
 from retrieval.encoding import Encoder
