@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, command_line
 from exports import write_export
 from PIL import Image
+from test_shards import tar_of
 
 from data.decode import pixels_of
 from data.pictures import Part, parts_of, pictures
@@ -45,15 +46,6 @@ def folder_of(root: Path, n: int, first: int = 0) -> list[Path]:
     for i, file in enumerate(files, first):
         file.write_bytes(jpeg(i))
     return [f for f in files if f.parent == root] + [f for f in files if f.parent != root]
-
-
-def tar_of(file: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(file, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return file
 
 
 def names(source, size: int = 100, column: str | None = None) -> list[str]:
