@@ -5,6 +5,7 @@ import os
 import subprocess
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
 from conftest import ROOT, command_line
 from exports import write_export
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 from test_shards import tar_of
 
 from data.decode import pixels_of
@@ -101,6 +106,32 @@ def test_a_shard_is_one_part_and_its_other_members_are_passed_over(tmp_path):
     shard = tar_of(tmp_path / "a.tar", {"x/1.jpg": jpeg(1), "x/1.cls": b"3", "x/._1.jpg": b"?", "x/2.PNG": b"bad"})
     assert contents(shard) == [jpeg(1), b"bad"]
     assert names(tmp_path) == [f"{shard}/x/1.jpg", f"{shard}/x/2.PNG"]  # the shards of a folder
+
+
+@pytest.fixture
+def web(tmp_path):
+    """Address of a web server of tmp_path."""
+    app = Starlette(routes=[Mount("/", StaticFiles(directory=tmp_path))])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.run)
+        while not server.started:
+            assert not running.done()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+
+
+def test_sources_may_lie_on_a_web_server(tmp_path, web):
+    tar_of(tmp_path / "a.tar", {"x/1.jpg": jpeg(1), "x/2.jpg": jpeg(2)})
+    (tmp_path / "3.jpg").write_bytes(jpeg(3))
+    (tmp_path / "list.txt").write_text("3.jpg\nnone.jpg\n")
+    assert contents(f"{web}/a.tar") == [jpeg(1), jpeg(2)]
+    (found, pixels), (lost, none) = (encoding.decoded((name, None)) for name in names(f"{web}/list.txt"))
+    assert found["path"] == f"{web}/3.jpg" and np.array_equal(pixels, pixels_of(tmp_path / "3.jpg", upright=True))
+    assert lost == {"path": f"{web}/none.jpg", "reason": "no such file"} and none is None
+    with pytest.raises(UserError, match="no such file or folder"):
+        names(f"{web}/none.tar")
 
 
 @pytest.mark.parametrize("cut", [1, 300, 700, 1024 + 100, 5000])
