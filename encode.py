@@ -63,6 +63,8 @@ def encode_all(args, out: Output, parts: list[Part], numbers: list[int]) -> tupl
         if not workers:
             raise UserError("--gpus: Ray sees no GPU there")
         for row in shared_out(args, out, [{"number": n, **asdict(parts[n])} for n in numbers], workers):
+            if row["error"]:
+                raise UserError(row["error"])
             coded, broken = coded + row["coded"], broken + row["broken"]
             bar.set_postfix(pictures=coded, broken=broken, refresh=False)
             bar.update()

@@ -20,7 +20,7 @@ class Worker:
         self.encoder = Encoder(student, out)
 
     def __call__(self, row: dict) -> int:
-        return self.encoder(row)["coded"]
+        return self.encoder.make(row)["coded"]
 
 
 def main(student: str, shards: str, out: str, workers: str) -> None:

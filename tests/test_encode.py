@@ -182,7 +182,7 @@ def encoded(student: Path, out: Path, source, size: int = 100, **more) -> list[d
     """Encode without Ray; the rows of all parts."""
     encoder, parts = Encoder(str(student), str(out), **more), list(parts_of(str(source), size))
     for number, part in enumerate(parts):
-        encoder(
+        encoder.make(
             {"number": number, "kind": part.kind, "file": part.file, "column": part.column}
             | {"first": part.first, "last": part.last, "paths": list(part.paths)}
         )
@@ -360,6 +360,48 @@ def test_what_a_killed_worker_or_driver_has_begun_is_done_by_another(tmp_path, s
     ):
         done = command("encode.py", *words, *more)
         assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Set the size of a small disk of its own, in KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def size(kib: int, *more: str) -> Path:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join([*more, f"size={kib}k"]), "tmpfs", folder], check=True)
+        return folder
+
+    try:
+        size(64)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no disk can be mounted here")
+    yield lambda kib: size(kib, "remount")
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_what_is_done_stays(tmp_path, student, disk, command):
+    folder_of(tmp_path / "photos", 24)
+    out = disk(64) / "codes"
+    words = ["--student", student, "--input", tmp_path / "photos", "--out", out, "--part", 1, "--workers", 1]
+    done = command("encode.py", *words)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"error: {out}/part-") and "no space is left" in last, done.stderr
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
+    assert 0 < len(kept) < 24 and not list(out.glob(".part-*"))
+    disk(2048)
+    done = command("encode.py", *words)
+    assert done.returncode == 0 and f"24 parts, {len(kept)} of them from before" in done.stdout, done.stderr
+    assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
+    load = ["search.py", "add", "--index", out.parent / "index", "--codes", out]
+    disk(sum(file.stat().st_blocks for file in out.iterdir()) // 2 + 40)
+    done = command(*load)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: ") and "no space" in last, done.stderr
+    disk(2048)
+    done = command(*load)
+    assert done.returncode == 0 and "24 pictures" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
