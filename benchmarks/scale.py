@@ -206,14 +206,14 @@ def shards_of(files: list[Path], folder: Path) -> Path:
     return folder
 
 
-def network_alone(student: Path, files: list[Path], threads: int, pictures: int = 600) -> float:
+def network_alone(student: str, files: list[Path], threads: int, pictures: int = 600) -> float:
     """Pictures a second of threads that each hash pixels which lie ready."""
-    ready, model = [pixels_of(file, upright=True) for file in files[:200]], Exported(student)
+    ready, model = [pixels_of(file, upright=True) for file in files[:200]], Exported(Path(student))
     rate(model.code, ready, threads)
     return rate(model.code, list(islice(cycle(ready), pictures)), threads)
 
 
-def encode_words(student: Path, shards: Path, out: Path, workers: int) -> list:
+def encode_words(student: str, shards: Path, out: Path, workers: int) -> list:
     words = [sys.executable, ROOT / "encode.py", "--student", student, "--input", shards, "--out", out]
     return [*words, "--workers", workers]
 
@@ -225,7 +225,7 @@ def steady(out: Path, pictures: int) -> float:
 
 
 def encoding(
-    student: Path, files: list[Path], shards: Path, folder: Path, workers: int, daft: str | None = None
+    student: str, files: list[Path], shards: Path, folder: Path, workers: int, daft: str | None = None
 ) -> dict:
     alone = network_alone(student, files, workers)
     words = encode_words(student, shards, folder, workers)
@@ -237,7 +237,7 @@ def encoding(
     return row | {"share_after_start": row["per_second_after_start"] / alone}
 
 
-def resume(student: Path, photos: Path, shards: Path, folder: Path, n: int) -> dict:
+def resume(student: str, photos: Path, shards: Path, folder: Path, n: int) -> dict:
     """Killed when half of the parts are there, and run again; then the same pictures by search.py add."""
     process, parts = begin(encode_words(student, shards, folder / "codes", 2), folder), len(list(shards.iterdir()))
     while len(before := list((folder / "codes").glob("part-*"))) < max(1, parts // 2):
@@ -286,11 +286,11 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1000, help="asked together, and compared")
     parser.add_argument("--singles", type=int, default=200, help="of these one at a time")
-    parser.add_argument("--student", type=Path, help="an export, for encode, daft and resume")
+    parser.add_argument("--student", type=os.path.abspath, help="an export, for encode, daft and resume")
     parser.add_argument("--photos", type=Path, help="a folder of JPEG files")
     parser.add_argument("--pictures", type=int, help="only so many of them")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--daft", help="a Python with daft and what a search needs")
+    parser.add_argument("--daft", type=os.path.abspath, help="a Python with daft and what a search needs")
     parser.add_argument("--grid", nargs=argparse.REMAINDER, default=[], help="flags of every run of the grid")
     args = parser.parse_args()
     results = read_json(args.out) if args.out.exists() else {}
@@ -310,7 +310,7 @@ def main() -> None:
             for file in files:
                 (folder / "photos" / file.name).symlink_to(file)
             shards = shards_of(files, folder / "shards")
-            facts = {"pictures": len(files), "size": list(pixels_of(files[0]).shape), "export": args.student.name}
+            facts = {"pictures": len(files), "size": list(pixels_of(files[0]).shape), "export": Path(args.student).name}
             for workers in args.workers:
                 for engine in [engine for engine in ("encode", "daft") if engine in args.parts]:
                     out = folder / f"{engine}_{workers}"
