@@ -13,6 +13,7 @@ Each part adds to what --out holds, so that they may be run one by one. A smoke 
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
@@ -37,6 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from search_engines import rate  # noqa: E402
 
 from data.decode import pixels_of  # noqa: E402
+from data.pictures import Part, pictures  # noqa: E402
 from retrieval.engines import NPROBE, open_index  # noqa: E402
 from retrieval.exported import Exported  # noqa: E402
 from retrieval.index import Row  # noqa: E402
@@ -197,20 +199,31 @@ def milvus(folder: Path, n: int, queries: int, one_at_a_time: int) -> dict:
 # Encoding
 
 
-def shards_of(files: list[Path], folder: Path) -> Path:
+def shards_of(photos: Path, most: int | None, folder: Path) -> int:
+    """Pictures in the shards that are put into a folder: those that are there, or written of JPEG files."""
     folder.mkdir()
+    if tars := sorted(photos.glob("*.tar")):
+        n = 0
+        for tar in tars:
+            if most is None or n < most:
+                (folder / tar.name).symlink_to(tar.resolve())
+                n += sum(1 for _ in pictures(Part("shard", str(tar))))
+        return n
+    files = sorted(photos.rglob("*.jpg"))[:most]
     for number, first in enumerate(range(0, len(files), SHARD)):
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for file in files[first : first + SHARD]:
                 tar.add(file, file.name)
-    return folder
+    return len(files)
 
 
-def network_alone(student: str, files: list[Path], threads: int, pictures: int = 600) -> float:
+def network_alone(student: str, shards: Path, threads: int, n: int = 600) -> float:
     """Pictures a second of threads that each hash pixels which lie ready."""
-    ready, model = [pixels_of(file, upright=True) for file in files[:200]], Exported(Path(student))
+    first = pictures(Part("shard", str(min(shards.iterdir()))))
+    ready = [pixels_of(io.BytesIO(content), name, upright=True) for name, content in islice(first, 200)]
+    model = Exported(Path(student))
     rate(model.code, ready, threads)
-    return rate(model.code, list(islice(cycle(ready), pictures)), threads)
+    return rate(model.code, list(islice(cycle(ready), n)), threads)
 
 
 def encode_words(student: str, shards: Path, out: Path, workers: int) -> list:
@@ -218,27 +231,28 @@ def encode_words(student: str, shards: Path, out: Path, workers: int) -> list:
     return [*words, "--workers", workers]
 
 
-def steady(out: Path, pictures: int) -> float:
+def steady(out: Path, n: int) -> float:
     """Pictures a second after the first part was there, by the parts' times: without start-up."""
     times = sorted(file.stat().st_mtime for file in out.glob("part-*"))
-    return (pictures - SHARD) / (times[-1] - times[0])
+    return n * (1 - 1 / len(times)) / max(times[-1] - times[0], 1e-3)
 
 
-def encoding(
-    student: str, files: list[Path], shards: Path, folder: Path, workers: int, daft: str | None = None
-) -> dict:
-    alone = network_alone(student, files, workers)
-    words = encode_words(student, shards, folder, workers)
+def encoding(student: str, shards: Path, n: int, out: Path, workers: int, daft: str | None) -> dict:
+    alone = network_alone(student, shards, workers)
+    words = encode_words(student, shards, out, workers)
     if daft:
-        words = [daft, ROOT / "benchmarks" / "scale_daft.py", student, shards, folder, workers]
+        words = [daft, ROOT / "benchmarks" / "scale_daft.py", student, shards, out, workers]
     seconds, peak, _ = watched(words, shards.parent)
-    row = {"seconds": seconds, "per_second": len(files) / seconds, "per_second_after_start": steady(folder, len(files))}
+    row = {"pictures": n, "seconds": seconds, "per_second": n / seconds, "per_second_after_start": steady(out, n)}
     row |= {"network_alone_per_second": alone, "share": row["per_second"] / alone, "memory_mib": peak}
     return row | {"share_after_start": row["per_second_after_start"] / alone}
 
 
 def resume(student: str, photos: Path, shards: Path, folder: Path, n: int) -> dict:
     """Killed when half of the parts are there, and run again; then the same pictures by search.py add."""
+    for file in sorted(photos.rglob("*.jpg"))[:n]:
+        (folder / "photos").mkdir(exist_ok=True)
+        (folder / "photos" / file.name).symlink_to(file.resolve())
     process, parts = begin(encode_words(student, shards, folder / "codes", 2), folder), len(list(shards.iterdir()))
     while len(before := list((folder / "codes").glob("part-*"))) < max(1, parts // 2):
         assert process.poll() is None, process.communicate()[0]
@@ -253,7 +267,7 @@ def resume(student: str, photos: Path, shards: Path, folder: Path, n: int) -> di
     result["kept"] = all(file.stat().st_mtime_ns == then for file, then in kept.items())
     result["hashed_again"] = int(re.search(r"([\d,]+) pictures hashed", said)[1].replace(",", ""))
     codes = {}
-    for name, words in (("load", ["--codes", folder / "codes"]), ("add", ["--student", student, photos])):
+    for name, words in (("load", ["--codes", folder / "codes"]), ("add", ["--student", student, folder / "photos"])):
         words = [sys.executable, ROOT / "search.py", "add", "--index", folder / name, *words]
         result[f"{name}_seconds"], *_ = watched(words, folder)
         with open_index(str(folder / name)) as index:
@@ -287,7 +301,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000, help="asked together, and compared")
     parser.add_argument("--singles", type=int, default=200, help="of these one at a time")
     parser.add_argument("--student", type=os.path.abspath, help="an export, for encode, daft and resume")
-    parser.add_argument("--photos", type=Path, help="a folder of JPEG files")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG files; not for resume: of shards")
     parser.add_argument("--pictures", type=int, help="only so many of them")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--daft", type=os.path.abspath, help="a Python with daft and what a search needs")
@@ -305,20 +319,15 @@ def main() -> None:
         if "milvus" in args.parts:
             keep("milvus", milvus(folder, args.codes, args.queries, args.singles))
         if {"encode", "daft", "resume"} & set(args.parts):
-            files = sorted(args.photos.rglob("*.jpg"))[: args.pictures]
-            (folder / "photos").mkdir()
-            for file in files:
-                (folder / "photos" / file.name).symlink_to(file)
-            shards = shards_of(files, folder / "shards")
-            facts = {"pictures": len(files), "size": list(pixels_of(files[0]).shape), "export": Path(args.student).name}
+            n = shards_of(args.photos, args.pictures, shards := folder / "shards")
             for workers in args.workers:
                 for engine in [engine for engine in ("encode", "daft") if engine in args.parts]:
                     out = folder / f"{engine}_{workers}"
                     daft = args.daft if engine == "daft" else None
-                    row = encoding(args.student, files, shards, out, workers, daft)
-                    keep(f"{engine}, {workers} workers", facts | row)
+                    row = encoding(args.student, shards, n, out, workers, daft)
+                    keep(f"{engine}, {args.photos.name}, {workers} workers", row)
             if "resume" in args.parts:
-                keep("resume", resume(args.student, folder / "photos", shards, folder, len(files)))
+                keep("resume", resume(args.student, args.photos, shards, folder, n))
         if "grid" in args.parts:
             keep("grid", grid(folder, args.grid))
 
