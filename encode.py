@@ -63,6 +63,8 @@ def encode_all(args, out: Output, parts: list[Part], numbers: list[int]) -> tupl
         if not workers:
             raise UserError("--gpus: Ray sees no GPU there")
         for row in shared_out(args, out, [{"number": n, **asdict(parts[n])} for n in numbers], workers):
+            if row["error"]:
+                raise UserError(row["error"])
             coded, broken = coded + row["coded"], broken + row["broken"]
             bar.set_postfix(pictures=coded, broken=broken, refresh=False)
             bar.update()
@@ -79,7 +81,7 @@ def shared_out(args, out: Output, rows: list[dict], workers: int) -> Iterator[di
         warnings.simplefilter("ignore")  # max_task_retries goes with Ray 2.64
         done = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS * workers)).map(
             Encoder,
-            fn_constructor_args=(os.path.abspath(args.student), out.folder, args.thumbnails),
+            fn_constructor_args=(os.path.abspath(args.student), out.folder, args.thumbnails, bool(args.gpus)),
             # One at a time: no part waits for a worker while another has none to do.
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows)), max_tasks_in_flight_per_actor=1),
             num_cpus=0 if args.gpus else 1,
@@ -105,10 +107,11 @@ def main() -> None:
     parser.add_argument("--thumbnails", action="store_true", help="keep small JPEGs too, as search.py add does")
     parser.add_argument("--ray", type=named, help="address of a Ray cluster; without it this machine alone works")
     parser.add_argument("--workers", type=whole(1), help="students at work; default: one a core, or as GPUs allow")
-    parser.add_argument("--gpus", type=real(0), default=0, help="share of a GPU that a worker takes; 0: a core")
+    parser.add_argument("--gpus", type=real(0), default=0, help="share of a CUDA GPU a worker; 0: a core")
     parser.add_argument("--again", action="store_true", help="do parts again that had pictures that can't be read")
     args = parser.parse_args()
-    student, out = Exported(args.student), Output(args.out)
+    student = Exported(args.student, gpu=bool(args.gpus and not args.ray))  # else other machines' GPUs are meant
+    out = Output(args.out)
     if args.ray:
         check_address(args.ray)
     lock = None if is_url(out.folder) else held_alone(Path(out.folder))  # as long as this process lives

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from data.pictures import Part, Picture, is_url, pictures, place, read
 from retrieval.adding import in_order, taken_at, thumbnail_of
 from retrieval.exported import Exported
 from retrieval.index import Index, Row
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, told
 from utils.files import written_aside
 
 READERS = 2  # threads that read and decode ahead of the network
@@ -73,8 +74,12 @@ class Output:
             raise UserError(f"{self.folder}: can't be listed ({first_line(error)})") from None
 
     def write(self, name: str, content: bytes) -> None:
+        """Raises UserError or OSError (a full disk) that names the file."""
         if is_url(self.folder):  # an object appears whole
-            self.files.pipe_file(f"{self.path}/{name}", content)
+            try:
+                self.files.pipe_file(f"{self.path}/{name}", content)
+            except Exception as error:
+                raise UserError(f"{self.folder}/{name}: can't be written ({first_line(error)})") from None
             return
         with written_aside(Path(self.path) / name) as file:
             file.write(content)
@@ -130,18 +135,29 @@ def broken_name(number: int) -> str:
 
 
 class Encoder:
-    """One exported student, which turns parts into files of codes."""
+    """One exported student, on a core or a GPU, which turns parts into files of codes."""
 
-    def __init__(self, student: str, folder: str, thumbnails: bool = False):
-        self.student, self.out, self.thumbnails = Exported(Path(student)), Output(folder), thumbnails
-        self.schema = columns_of(self.student.width, self.student.hash, thumbnails)
+    def __init__(self, student: str, folder: str, thumbnails: bool = False, gpu: bool = False):
+        self.out, self.thumbnails, self._open = Output(folder), thumbnails, partial(Exported, Path(student), gpu=gpu)
 
-    def __call__(self, row: dict) -> dict[str, int]:
+    @cached_property
+    def student(self) -> Exported:
+        return self._open()
+
+    def __call__(self, row: dict) -> dict:
+        """As ``make``, and what went wrong, empty if nothing: Ray keeps of an exception no more than its text."""
+        try:
+            return {**self.make(row), "error": ""}
+        except (UserError, OSError) as error:
+            return {"coded": 0, "broken": 0, "error": told(error) if isinstance(error, OSError) else str(error)}
+
+    def make(self, row: dict) -> dict[str, int]:
         """Make the part that a row describes, by its number and the fields of ``Part``; how many pictures it has.
 
         Its codes are written last: they say that it is done. Made again it has the same bytes.
         """
         number, rows, broken = row.pop("number"), [], []
+        schema = columns_of(self.student.width, self.student.hash, self.thumbnails)
         with ThreadPoolExecutor(READERS) as pool:
             for found, pixels in in_order(pool, decoded, pictures(Part(**row)), AHEAD):
                 if pixels is None:
@@ -155,7 +171,7 @@ class Encoder:
             self.out.write_table(broken_name(number), pa.Table.from_pylist(broken, BROKEN))
         else:
             self.out.remove(broken_name(number))
-        self.out.write_table(part_name(number), pa.Table.from_pylist(rows, self.schema))
+        self.out.write_table(part_name(number), pa.Table.from_pylist(rows, schema))
         return {"coded": len(rows), "broken": len(broken)}
 
 

@@ -46,19 +46,20 @@ class Exported:
     Args:
         folder: what ``export.py`` wrote.
         threads: that one picture may use.
+        gpu: on a CUDA device, by onnxruntime-gpu. Sums are added in another order there: not tried, bits may differ.
 
     Raises:
         UserError: no export there, a damaged one, one of another format, or one that this ONNX Runtime can't run.
     """
 
-    def __init__(self, folder: Path, threads: int = 1):
+    def __init__(self, folder: Path, threads: int = 1, gpu: bool = False):
         self.folder = Path(folder)
         self.card = read_card(self.folder)
         self.bits, self.hash = self.card["bits"], self.card["model_sha256"]
         self.width = -(-self.bits // 8)
-        self._session = self._open(threads)
+        self._session = self._open(threads, gpu)
 
-    def _open(self, threads: int) -> onnxruntime.InferenceSession:
+    def _open(self, threads: int, gpu: bool) -> onnxruntime.InferenceSession:
         file = self.folder / MODEL
         try:
             model = file.read_bytes()
@@ -66,6 +67,8 @@ class Exported:
             raise UserError(f"{file}: no such file; export that run again") from None
         if hashlib.sha256(model).hexdigest() != self.hash:
             raise UserError(f"{file}: damaged, or not the model that {CARD} describes; export that run again")
+        if gpu and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise UserError("no GPU can be used: ONNX Runtime has no CUDA here; put onnxruntime-gpu in its place")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # it would keep as much as the largest picture took
@@ -73,12 +76,17 @@ class Exported:
         options.log_severity_level = 3
         options.add_session_config_entry("session.x64quantprecision", "1")  # int8 without saturation on old processors
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            providers = [("CUDAExecutionProvider", {"use_tf32": 0})] if gpu else ["CPUExecutionProvider"]
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # ONNX Runtime has a dozen kinds, all without a common parent
             raise UserError(
                 f"{file}: ONNX Runtime {onnxruntime.__version__} can't run it ({first_line(error)}); "
                 "install the version that requirements.txt names"
             ) from None
+        if gpu and "CUDAExecutionProvider" not in session.get_providers():  # it goes on by the processor, in silence
+            raise UserError(
+                "no GPU can be used: ONNX Runtime could not open its CUDA provider; are CUDA and cuDNN there?"
+            )
         names = [one.name for one in (*session.get_inputs(), *session.get_outputs())]
         if names not in (["image", "code"], ["image", "code", "logits"]):
             raise UserError(f"{file}: its inputs and outputs are {names}; export that run again")

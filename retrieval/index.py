@@ -6,8 +6,6 @@ have changed are. Nothing is written by a search.
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import sqlite3
@@ -15,14 +13,16 @@ import threading
 import time
 import urllib.parse
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from retrieval.scan import BLOCK, Block, Snapshot, nearest
 from utils.errors import UserError, first_line
+from utils.files import held_file
 
 FORMAT = 1
 APPLICATION = 0x42524344  # in the file's header: whose SQLite file it is
@@ -133,7 +133,88 @@ class Broken:
     reason: str
 
 
-class Index:
+class AnyIndex:
+    """What the index in a file and the one in Milvus have in common; ``path`` is what --index names."""
+
+    most: int | None = None  # results a query, at most
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def bits(self) -> int:
+        card = self.card
+        return card["bits"] if card else 0
+
+    @property
+    def width(self) -> int:
+        """Bytes a code."""
+        return -(-self.bits // 8)
+
+    def record(self, picture: int) -> Record:
+        """As ``records``, of one."""
+        return self.records([picture])[0]
+
+    def _refuse_other(self, card: dict) -> None:
+        """UserError: another model than this card's has hashed the pictures that are here."""
+        if (n := len(self)) and (known := self.card)["model_sha256"] != card["model_sha256"]:
+            raise UserError(
+                f"{self.path}: its {n:,} pictures were hashed by another model ({named(known)}; this one is "
+                f"{named(card)}); codes of two models can't be compared: name that one, or make a new index"
+            )
+
+    def search(
+        self, codes: np.ndarray, k: int, radius: int | None = None, where: Filters = Filters(), unique: bool = False
+    ) -> list[list[Hit]]:
+        """The k nearest pictures of every code, nearest first; ties in the order added.
+
+        Args:
+            codes: packed, uint8 [q, w]; all are searched together.
+            k: at most so many.
+            radius: only those at most so many bits away.
+            where: only these pictures.
+            unique: of files with the same bytes only the one added first.
+        """
+        for ranked in self._rankings(codes, where):
+            if (hits := self._hits(ranked, k, radius, unique)) is not None:
+                return hits
+        raise UserError(f"{self.path}: damaged (it has codes of pictures that it does not know); see search.py check")
+
+    def _hits(self, ranked: Callable, k: int, radius: int | None, unique: bool) -> list[list[Hit]] | None:
+        """None where a picture that was found is no longer there, so that there is something newer to search.
+
+        Args:
+            ranked: gives (distances, ids) of every code's nearest, of how many it is asked for.
+        """
+        wanted = k
+        while True:
+            lists, unsure, found = [], False, ranked(wanted)
+            facts = self._paths(np.unique(np.concatenate([[], *(ids for _, ids in found)]).astype(np.int64)))
+            for distances, ids in found:
+                near = len(ids) if radius is None else np.searchsorted(distances, radius, side="right")
+                pairs = zip(ids[:near].tolist(), distances[:near].tolist(), strict=True)
+                try:
+                    hits = [Hit(i, facts[i][0], distance) for i, distance in pairs]
+                except KeyError:
+                    return None
+                if unique:
+                    first: dict[bytes, Hit] = {}
+                    for hit in hits:
+                        first.setdefault(facts[hit.id][1], hit)
+                    hits = list(first.values())
+                    unsure |= len(hits) < k and near == len(ids) == wanted
+                lists.append(hits[:k])
+            if not unsure:
+                return lists
+            if wanted == self.most:
+                raise UserError(f"{self.path}: more than {wanted:,} copies are nearest; search without --unique")
+            wanted = min(4 * wanted, self.most or 4 * wanted)  # copies have taken places
+
+
+class Index(AnyIndex):
     """An index on disk. Paths are absolute and may be of any bytes (surrogateescape).
 
     Ids are never used twice, and their order is the order added. Methods may be called from any thread.
@@ -154,7 +235,8 @@ class Index:
             raise UserError(f"{path}: a folder; --index takes the index's file")
         if write:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._held = _held_alone(self.path)
+            taken = f"{self.path}: another process is adding to it or removing; wait for its end"
+            self._held = held_file(Path(f"{self.path}.lock"), taken)
         elif not self.path.exists():
             raise UserError(f"{path}: no such index; make one: search.py add --index {path} --student EXPORT FOLDER")
         try:
@@ -208,12 +290,6 @@ class Index:
                 self._con.close()
         if self._held is not None:
             self._held.close()
-
-    def __enter__(self) -> "Index":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[sqlite3.Connection]:
@@ -284,28 +360,13 @@ class Index:
         with self._reading():
             return _text(self._fact("student"))
 
-    @property
-    def bits(self) -> int:
-        card = self.card
-        return card["bits"] if card else 0
-
-    @property
-    def width(self) -> int:
-        """Bytes a code."""
-        return -(-self.bits // 8)
-
     def set_card(self, card: dict, student: str | None = None) -> None:
         """Say which model hashes the pictures, and where it lies.
 
         Raises:
             UserError: another one has hashed those that are here.
         """
-        known = self.card
-        if len(self) and known["model_sha256"] != card["model_sha256"]:
-            raise UserError(
-                f"{self.path}: its {len(self):,} pictures were hashed by another model ({named(known)}; this one is "
-                f"{named(card)}); codes of two models can't be compared: name that one, or make a new index"
-            )
+        self._refuse_other(card)
         with self.transaction():
             facts = {"card": json.dumps(card), "student": os.fsencode(student) if student else None}
             self._con.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
@@ -386,57 +447,14 @@ class Index:
         distances, at = nearest(codes, database, min(k, len(database)))
         return distances, snapshot.ids(at if rows is None else rows[at])
 
-    def search(
-        self, codes: np.ndarray, k: int, radius: int | None = None, where: Filters = Filters(), unique: bool = False
-    ) -> list[list[Hit]]:
-        """The k nearest pictures of every code, nearest first; ties in the order added. Exact.
-
-        Args:
-            codes: packed, uint8 [q, w]; all are searched together, by all threads.
-            k: at most so many.
-            radius: only those at most so many bits away.
-            where: only these pictures.
-            unique: of files with the same bytes only the one added first.
-        """
+    def _rankings(self, codes: np.ndarray, where: Filters) -> Iterator[Callable]:
+        """Of the codes as they are, again as long as they change."""
         before = None
         while (snapshot := self._now()) is not before:
-            hits = self._search(snapshot, codes, k, radius, where, unique)
-            if hits is not None:
-                return hits
+            yield lambda k, now=snapshot: list(zip(*self._nearest(now, codes, k, where), strict=True))
             before = snapshot
-        raise UserError(f"{self.path}: damaged (it has codes of pictures that it does not know); see search.py check")
 
-    def _search(self, snapshot: Snapshot, codes, k, radius, where, unique) -> list[list[Hit]] | None:
-        """None where a picture that was found is no longer there, so that there is something newer to search."""
-        wanted = k
-        while True:
-            distances, ids = self._nearest(snapshot, codes, wanted, where)
-            facts = self._facts(ids[0] if len(ids) == 1 else np.unique(ids))
-            lists = []
-            for row, row_ids in zip(distances, ids.tolist(), strict=True):
-                if radius is not None:
-                    row = row[: np.searchsorted(row, radius, side="right")]
-                found = zip(row_ids, row.tolist(), strict=False)
-                try:
-                    lists.append(self._hits(found, facts, unique))
-                except KeyError:
-                    return None
-            whole = ids.shape[1] < wanted or (radius is not None and (distances[:, -1:] > radius).all())
-            if not unique or whole or all(len(hits) >= k for hits in lists):
-                return [hits[:k] for hits in lists]
-            wanted *= 4  # copies have taken places
-
-    @staticmethod
-    def _hits(found: Iterable[tuple[int, int]], facts: dict[int, tuple[str, bytes]], unique: bool) -> list[Hit]:
-        if not unique:
-            return [Hit(i, facts[i][0], distance) for i, distance in found]
-        first: dict[bytes, Hit] = {}
-        for i, distance in found:
-            path, digest = facts[i]
-            first.setdefault(digest, Hit(i, path, distance))
-        return list(first.values())
-
-    def _facts(self, ids: np.ndarray) -> dict[int, tuple[str, bytes]]:
+    def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, bytes]]:
         """(path, digest) of those ids that are there."""
         with self._reading() as con:
             rows = con.execute(f"SELECT p.id, f.path, p.name, p.digest {OF_IDS}", [json.dumps(ids.tolist())])
@@ -461,10 +479,6 @@ class Index:
                 for picture, folder, name, size, mtime_ns, digest, label, *times in rows
             }
         return [known[i] for i in ids]
-
-    def record(self, picture: int) -> Record:
-        """As ``records``, of one."""
-        return self.records([picture])[0]
 
     def thumbnail(self, picture: int) -> bytes:
         """A JPEG of at most ``retrieval.adding.THUMBNAIL`` pixels a side. KeyError: not there."""
@@ -674,19 +688,6 @@ class Index:
 def named(card: dict) -> str:
     """A model in a few words."""
     return f"{card['role']} {card['backbone']}, {card['method']}, {card['bits']} bits, {card['model_sha256'][:12]}"
-
-
-def _held_alone(path: Path):
-    """The writer's lock, held as long as what is returned is open, and no longer than this process."""
-    file = open(f"{path}.lock", "w")  # noqa: SIM115  (open as long as it is held)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        raise UserError(f"{path}: another process is adding to it or removing; wait for its end") from None
-    return file
 
 
 def _below(column: str, folder: bytes) -> tuple[str, list]:

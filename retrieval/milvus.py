@@ -24,7 +24,7 @@ import secrets
 import socket
 import time
 import urllib.parse
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import grpc
 import numpy as np
@@ -33,7 +33,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 from data.decode import pixels_of
 from data.pictures import read
 from retrieval.adding import thumbnail_of
-from retrieval.index import Broken, Filters, Hit, Record, Row, named
+from retrieval.index import AnyIndex, Broken, Filters, Record, Row
 from utils.errors import UserError, first_line
 
 OLDEST = (2, 3)  # version with counts, upserts and iterators
@@ -116,7 +116,7 @@ def both(*filters: str) -> str:
     return " and ".join(f"({one})" for one in filters if one)
 
 
-class MilvusIndex:
+class MilvusIndex(AnyIndex):
     """An index on a Milvus server; methods, results and errors are those of ``retrieval.index.Index``.
 
     An id is the time, in microseconds since 1970, at which a picture was added, made unique.
@@ -130,6 +130,8 @@ class MilvusIndex:
         UserError: no server, one that is too old, no such index, a collection that is not an index of ours, another
             process is writing.
     """
+
+    most = MOST - 1
 
     def __init__(self, name: str, write: bool = False, nprobe: int | None = None):
         self.path, self.nprobe, self._lock, self._last, self._ivf, self._client = name, nprobe, None, 0, None, None
@@ -258,19 +260,23 @@ class MilvusIndex:
             raise UserError(f"{self.path}: another process has taken the writing over; run the same command again")
 
     def _make(self, name: str, fields: list, bits: int, description: str, loaded: bool = True) -> None:
-        """Make a collection; as it is there already nothing happens, otherwise it is refused."""
+        """Make a collection and begin to load it; where it is there already nothing happens."""
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
         for field, kind, more in fields:
             schema.add_field(field, kind, **more)
         schema.add_field("code", DataType.BINARY_VECTOR, dim=bits)
         indexes = MilvusClient.prepare_index_params()
-        indexes.add_index("code", index_name="code", index_type="BIN_FLAT", metric_type="HAMMING")
         for key in KEYS:
             if key in (field for field, *_ in fields):
                 indexes.add_index(key, index_name=key, index_type="STL_SORT")
+        indexes.add_index("code", index_name="code", index_type="BIN_FLAT", metric_type="HAMMING")
         try:
-            more = {"index_params": indexes} if loaded else {}
-            self._ask("create_collection", name, schema=schema, num_shards=1, consistency_level="Strong", **more)
+            if not loaded or name not in self._ask("list_collections"):  # a restarted server refuses the same again
+                self._ask("create_collection", name, schema=schema, num_shards=1, consistency_level="Strong")
+            if loaded and "code" not in self._ask("list_indexes", name):  # which is made last, and may be IVF's by now
+                self._ask("create_index", name, indexes, sync=False)  # else it waits half a second for each
+            if loaded:
+                self._ask("load_collection", name, _async=True)
         except UserError as error:
             if "binary" in str(error).lower():
                 raise UserError(f"{self.path}: that server has no binary vectors (Milvus Lite?); {error}") from None
@@ -285,12 +291,6 @@ class MilvusIndex:
             if self._lock and client.describe_collection(self._writer, timeout=CONNECT)["description"] == self._lock:
                 client.drop_collection(self._writer, timeout=CONNECT)
         client.close()
-
-    def __enter__(self) -> "MilvusIndex":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -311,18 +311,19 @@ class MilvusIndex:
         self._folders = set(self.folders())
         self._broken = {file.path: file for file in self.broken()}
 
+    def _query(
+        self, condition: str, fields: list[str], level: str | None = None, collection: str | None = None, **more
+    ) -> list[dict]:
+        """Rows of a collection, all at once."""
+        if not self._there:
+            return []
+        how = {"output_fields": fields, "consistency_level": level or self._soon, **more}
+        return self._ask("query", collection or self.name, filter=condition, **how)
+
     # Facts
 
     def _fact(self, name: str) -> str | None:
-        if not self._there:
-            return None
-        rows = self._ask(
-            "query",
-            self._facts,
-            filter=f"name == {quoted(name)}",
-            output_fields=["value"],
-            consistency_level=self._soon,
-        )
+        rows = self._query(f"name == {quoted(name)}", ["value"], collection=self._facts)
         return rows[0]["value"] if rows else None
 
     def _keep_facts(self, kind: str, values: dict[str, str]) -> None:
@@ -336,7 +337,7 @@ class MilvusIndex:
             self._ask("delete", self._facts, filter=f"name in [{keys}]")
 
     def _facts_of(self, kind: str) -> dict[str, str]:
-        rows = self._all(self._facts, f"kind == {quoted(kind)}", ["name", "value"]) if self._there else []
+        rows = self._all(self._facts, f"kind == {quoted(kind)}", ["name", "value"])
         return {to_path(row["name"].removeprefix(f"{kind} ")): row["value"] for row in rows}
 
     @property
@@ -350,49 +351,28 @@ class MilvusIndex:
         """The folder that the exported model lay in."""
         return to_path(self._fact("model student") or "") or None
 
-    @property
-    def bits(self) -> int:
-        card = self.card
-        return card["bits"] if card else 0
-
-    @property
-    def width(self) -> int:
-        """Bytes a code."""
-        return -(-self.bits // 8)
-
     def set_card(self, card: dict, student: str | None = None) -> None:
         """Say which model hashes the pictures, and where it lies.
 
         Raises:
             UserError: another one has hashed those that are here.
         """
-        known, bits = self.card, 8 * -(-card["bits"] // 8)
-        if known and known["model_sha256"] != card["model_sha256"]:
-            if n := len(self):
-                raise UserError(
-                    f"{self.path}: its {n:,} pictures were hashed by another model ({named(known)}; this one is "
-                    f"{named(card)}); codes of two models can't be compared: name that one, or make a new index"
-                )
-            self._ask("drop_collection", self.name)  # its codes may be of another width
+        self._refuse_other(card)
         self._still_mine()
+        if self._there and self.card["model_sha256"] != card["model_sha256"]:
+            self._ask("drop_collection", self.name)  # its codes may be of another width
         self._make(self._facts, FACT, 8, OURS)
-        self._make(self.name, PICTURE, bits, OURS)
-        self._there = True
         self._keep_facts("model", {"card": json.dumps(card), "student": to_text(student or "")})
+        self._make(self.name, PICTURE, 8 * -(-card["bits"] // 8), OURS)
+        for collection in (self._facts, self.name):
+            self._ask("load_collection", collection)  # until it is
+        self._there = True
 
     # Searching
 
     def _count(self, condition: str, level: str | None = None, collection: str | None = None) -> int:
-        if not self._there:
-            return 0
-        rows = self._ask(
-            "query",
-            collection or self.name,
-            filter=condition,
-            output_fields=["count(*)"],
-            consistency_level=level or self._soon,
-        )
-        return rows[0]["count(*)"]
+        rows = self._query(condition, ["count(*)"], level, collection)
+        return rows[0]["count(*)"] if rows else 0
 
     def __len__(self) -> int:
         return self._count("", self._whole)
@@ -403,6 +383,8 @@ class MilvusIndex:
 
     def _all(self, collection: str, condition: str, fields: list[str], level: str | None = None) -> Iterator[dict]:
         """Rows of a collection in the order of their keys."""
+        if not self._there:
+            return
         try:
             rows = self._ask(
                 "query_iterator",
@@ -485,32 +467,18 @@ class MilvusIndex:
         ranked = self._ranked(codes, k, filter_of(where), self.nprobe) if self._there else [([], [])] * len(codes)
         return np.array([d for d, _ in ranked], np.int32), np.array([ids for _, ids in ranked], np.int64)
 
-    def search(
-        self, codes: np.ndarray, k: int, radius: int | None = None, where: Filters = Filters(), unique: bool = False
-    ) -> list[list[Hit]]:
-        """The k nearest pictures of every code, nearest first; ties in the order added.
+    def _rankings(self, codes: np.ndarray, where: Filters) -> Iterator[Callable]:
+        """Again where one that was found has been removed since."""
+        if not self._there:
+            yield lambda _: [(np.empty(0, np.int32), np.empty(0, np.int64))] * len(codes)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            yield lambda k: self._ranked(codes, k, filter_of(where), self.nprobe)
 
-        Args:
-            codes: packed, uint8 [q, w].
-            k: at most so many.
-            radius: only those at most so many bits away.
-            where: only these pictures.
-            unique: of files with the same bytes only the one added first.
-        """
-        wanted = k
-        while self._there:
-            ranked = self._ranked(codes, wanted, filter_of(where), self.nprobe)
-            rows = self._rows(np.unique(np.concatenate([ids for _, ids in ranked])).tolist(), ["path", "digest"])
-            lists = [_hits(d, ids, rows, radius, unique) for d, ids in ranked]
-            if any(hits is None for hits in lists):
-                continue  # one that was found has been removed since
-            ended = [len(ids) < wanted or (radius is not None and d[-1] > radius) for d, ids in ranked]
-            if not unique or all(len(hits) >= k or end for hits, end in zip(lists, ended, strict=True)):
-                return [hits[:k] for hits in lists]
-            if wanted == MOST - 1:
-                raise UserError(f"{self.path}: more than {MOST:,} copies are nearest; search without --unique")
-            wanted = min(4 * wanted, MOST - 1)  # copies have taken places
-        return [[] for _ in codes]
+    def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, str]]:
+        """(path, digest) of those ids that are there."""
+        rows = self._rows(ids.tolist(), ["path", "digest"])
+        return {i: (to_path(row["path"]), row["digest"]) for i, row in rows.items()}
 
     # What is known of pictures
 
@@ -518,15 +486,9 @@ class MilvusIndex:
         """Rows by id, of those that are there."""
         rows = {}
         for level in (self._soon, self._level):
-            lacking = [i for i in ids if i not in rows] if self._there else []
+            lacking = [i for i in ids if i not in rows]
             for start in range(0, len(lacking), ROWS):
-                part = self._ask(
-                    "query",
-                    self.name,
-                    ids=lacking[start : start + ROWS],
-                    output_fields=["id", *fields],
-                    consistency_level=level,
-                )
+                part = self._query("", ["id", *fields], level, ids=lacking[start : start + ROWS])
                 rows |= {row["id"]: row for row in part}
         return rows
 
@@ -539,10 +501,6 @@ class MilvusIndex:
         ids = list(map(int, ids))
         rows = self._rows(ids, FIELDS)
         return [_record(rows[i]) for i in ids]
-
-    def record(self, picture: int) -> Record:
-        """As ``records``, of one."""
-        return self.records([picture])[0]
 
     def thumbnail(self, picture: int) -> bytes:
         """A JPEG, made of the file where it can be read here, else b"". KeyError: not there."""
@@ -559,7 +517,7 @@ class MilvusIndex:
     def codes(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids int64 [n], codes uint8 [n, w]) in the order added."""
         ids, codes = [], []
-        for row in self._all(self.name, "", ["id", "code"]) if self._there else []:
+        for row in self._all(self.name, "", ["id", "code"]):
             ids.append(row["id"])
             codes.append(row["code"][0])
         ids = np.array(ids, np.int64)
@@ -584,7 +542,7 @@ class MilvusIndex:
         found, older = {}, []
         condition = f"folder_key == {key_of(to_text(folder))}"
         fields = ["id", "path", "size", "mtime_ns"]
-        rows = self._all(self.name, condition, fields, self._level) if self._there else []
+        rows = self._all(self.name, condition, fields, self._level)
         for row in sorted(rows, key=lambda row: row["id"]):
             parent, name = os.path.split(to_path(row["path"]))
             if parent == folder:
@@ -596,16 +554,8 @@ class MilvusIndex:
 
     def same(self, digest: bytes) -> tuple[np.ndarray, bytes] | None:
         """(code, thumbnail) of a picture with these bytes, if there is one."""
-        if not self._there:
-            return None
-        rows = self._ask(
-            "query",
-            self.name,
-            filter=f"digest_key == {key_of(digest)} and digest == {quoted(digest.hex())}",
-            output_fields=["code"],
-            limit=1,
-            consistency_level="Eventually",  # one that is missed is hashed again
-        )
+        condition = f"digest_key == {key_of(digest)} and digest == {quoted(digest.hex())}"
+        rows = self._query(condition, ["code"], "Eventually", limit=1)  # one that is missed is hashed again
         return (_code(rows[0]), b"") if rows else None
 
     def info(self) -> dict:
@@ -629,7 +579,7 @@ class MilvusIndex:
         n, bits, folders = 0, self.bits, set(self.folders())
         width, spare = -(-bits // 8), -bits % 8
         paths, counts = set(), dict.fromkeys(("twice", "code", "key", "folder", "digest"), 0)
-        for row in self._all(self.name, "", [*FIELDS, "code", "path_key", "folder_key"]) if self._there else []:
+        for row in self._all(self.name, "", [*FIELDS, "code", "path_key", "folder_key"]):
             n, text, code = n + 1, row["path"], _code(row)
             folder = os.path.dirname(text)
             counts["twice"] += key_of(text) in paths
@@ -675,7 +625,7 @@ class MilvusIndex:
 
     def recall(self) -> tuple[float, int]:
         """(share, k): how many of the exact k nearest of some of its own codes the approximate search gives."""
-        rows = self._ask("query", self.name, filter="id >= 0", output_fields=["code"], limit=MOST)
+        rows = self._query("id >= 0", ["code"], limit=MOST)
         chosen = np.random.RandomState(0).permutation(len(rows))[:RECALL_QUERIES]
         codes = np.stack([_code(rows[i]) for i in chosen])
         exact, approximate = (self._ranked(codes, RECALL_K, "", nprobe) for nprobe in (None, self.nprobe))
@@ -695,13 +645,7 @@ class MilvusIndex:
         texts = list(texts)
         for start in range(0, len(texts), ROWS):
             part = set(texts[start : start + ROWS])
-            rows = self._ask(
-                "query",
-                self.name,
-                filter=f"path_key in {sorted(map(key_of, part))}",
-                output_fields=["id", "path"],
-                consistency_level="Session",
-            )
+            rows = self._query(f"path_key in {sorted(map(key_of, part))}", ["id", "path"], "Session")
             found += [row["id"] for row in rows if row["path"] in part]
         return found
 
@@ -814,20 +758,6 @@ def _record(row: dict) -> Record:
 
 def _code(row: dict) -> np.ndarray:
     return np.frombuffer(row["code"][0], np.uint8)
-
-
-def _hits(distances, ids, rows: dict, radius: int | None, unique: bool) -> list[Hit] | None:
-    """None where one that was found is no longer there."""
-    hits, seen = [], set()
-    for i, distance in zip(ids.tolist(), distances.tolist(), strict=True):
-        if radius is not None and distance > radius:
-            break
-        if i not in rows:
-            return None
-        if not unique or rows[i]["digest"] not in seen:
-            hits.append(Hit(i, to_path(rows[i]["path"]), distance))
-        seen.add(rows[i]["digest"])
-    return hits
 
 
 def started(process: int) -> str | None:

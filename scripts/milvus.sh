@@ -1,7 +1,8 @@
 #!/bin/sh
 # A Milvus server for trying out, from PyPI's package: sh scripts/milvus.sh start, and stop
 #   DATA=/disk/milvus PORT=19530 sh scripts/milvus.sh start
-# Then search.py takes --index milvus://127.0.0.1:19530/NAME. This server has no credentials and listens on all of the
+# Then search.py takes --index milvus://127.0.0.1:19530/NAME. Milvus' own settings may come from the environment too, such
+# as PROXY_TIMETICKINTERVAL=20 (milliseconds; a search waits for one or two). This server has no credentials and listens on all of the
 # machine's addresses: only for a machine that others can't reach. For production see retrieval/README.md.
 set -eu
 NEEDS=requirements-scale.txt
@@ -20,7 +21,12 @@ case ${1:-} in
 start)
     running && { echo "error: a server of $DATA is running; sh $0 stop ends it" >&2; exit 1; }
     mkdir -p "$DATA"
-    # Ports beside --proxy-port are taken as they are free.
+    # Ports beside --proxy-port are taken as they are free; etcd's would be the same ones for every server.
+    for urls in listen-client advertise-client listen-peer initial-advertise-peer; do
+        echo "$urls-urls: http://127.0.0.1:0"
+    done > "$DATA/etcd.yaml"
+    echo "initial-cluster: default=http://127.0.0.1:0" >> "$DATA/etcd.yaml"
+    export ETCD_CONFIG_PATH=etcd.yaml  # from DATA
     nohup "$PY" -c 'import milvus; milvus.main()' --data "$DATA" --proxy-port "$PORT" > "$DATA/server.log" 2>&1 &
     echo $! > "$DATA/server.pid"
     for _ in $(seq 90); do

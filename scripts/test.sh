@@ -1,9 +1,9 @@
 #!/bin/sh
 # Every test. Flags, or files, are passed on to pytest: sh scripts/test.sh -k brcd
 # Tests of the search page drive a browser: a Chromium on PATH, else Playwright's own, which is installed, else Debian's package
-# where this is root, else one line says what is missing and they are skipped. Tests of Milvus and Ray are run where
-# requirements-scale.txt is installed.
+# where this is root, else one line says what is missing and they are skipped.
 set -eu
+NEEDS=requirements-scale.txt
 . "$(dirname "$0")/env.sh"
 
 has_chromium() {

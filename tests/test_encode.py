@@ -2,10 +2,10 @@
 
 import io
 import os
-import signal
 import subprocess
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
 from conftest import ROOT, command_line
 from exports import write_export
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from test_shards import tar_of
 
 from data.decode import pixels_of
 from data.pictures import Part, parts_of, pictures
@@ -24,8 +29,6 @@ from retrieval.encoding import Encoder, Output, broken_name, part_name
 from retrieval.exported import Exported
 from retrieval.index import Index
 from utils.errors import UserError
-
-pytest.importorskip("ray", reason="requirements-scale.txt is not installed")
 
 BITS = 64
 
@@ -48,15 +51,6 @@ def folder_of(root: Path, n: int, first: int = 0) -> list[Path]:
     for i, file in enumerate(files, first):
         file.write_bytes(jpeg(i))
     return [f for f in files if f.parent == root] + [f for f in files if f.parent != root]
-
-
-def tar_of(file: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(file, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return file
 
 
 def names(source, size: int = 100, column: str | None = None) -> list[str]:
@@ -114,6 +108,32 @@ def test_a_shard_is_one_part_and_its_other_members_are_passed_over(tmp_path):
     assert names(tmp_path) == [f"{shard}/x/1.jpg", f"{shard}/x/2.PNG"]  # the shards of a folder
 
 
+@pytest.fixture
+def web(tmp_path):
+    """Address of a web server of tmp_path."""
+    app = Starlette(routes=[Mount("/", StaticFiles(directory=tmp_path))])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.run)
+        while not server.started:
+            assert not running.done()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+
+
+def test_sources_may_lie_on_a_web_server(tmp_path, web):
+    tar_of(tmp_path / "a.tar", {"x/1.jpg": jpeg(1), "x/2.jpg": jpeg(2)})
+    (tmp_path / "3.jpg").write_bytes(jpeg(3))
+    (tmp_path / "list.txt").write_text("3.jpg\nnone.jpg\n")
+    assert contents(f"{web}/a.tar") == [jpeg(1), jpeg(2)]
+    (found, pixels), (lost, none) = (encoding.decoded((name, None)) for name in names(f"{web}/list.txt"))
+    assert found["path"] == f"{web}/3.jpg" and np.array_equal(pixels, pixels_of(tmp_path / "3.jpg", upright=True))
+    assert lost == {"path": f"{web}/none.jpg", "reason": "no such file"} and none is None
+    with pytest.raises(UserError, match="no such file or folder"):
+        names(f"{web}/none.tar")
+
+
 @pytest.mark.parametrize("cut", [1, 300, 700, 1024 + 100, 5000])
 def test_a_shard_that_is_cut_is_told_and_what_is_before_the_cut_is_kept(tmp_path, cut):
     shard = tar_of(tmp_path / "a.tar", {f"{i}.jpg": jpeg(i) for i in range(3)})
@@ -162,7 +182,7 @@ def encoded(student: Path, out: Path, source, size: int = 100, **more) -> list[d
     """Encode without Ray; the rows of all parts."""
     encoder, parts = Encoder(str(student), str(out), **more), list(parts_of(str(source), size))
     for number, part in enumerate(parts):
-        encoder(
+        encoder.make(
             {"number": number, "kind": part.kind, "file": part.file, "column": part.column}
             | {"first": part.first, "last": part.last, "paths": list(part.paths)}
         )
@@ -269,26 +289,29 @@ def until(true, process: subprocess.Popen, seconds: float = 120) -> None:
 
 @pytest.fixture
 def blocked(tmp_path, student):
-    """A job of six parts whose fifth never ends, for one of its pictures is a pipe that nobody writes to."""
-    files = folder_of(tmp_path / "photos", 23)
-    os.mkfifo(tmp_path / "photos" / "pipe.jpg")
-    files.insert(17, tmp_path / "photos" / "pipe.jpg")
+    """A job of six parts whose last two never end, for each has a picture that is a pipe which nobody writes to."""
+    files = folder_of(tmp_path / "photos", 22)
+    pipes = [tmp_path / "photos" / name for name in ("first.jpg", "second.jpg")]
+    for place, pipe in zip((17, 21), pipes, strict=True):
+        os.mkfifo(pipe)
+        files.insert(place, pipe)
     (tmp_path / "list.txt").write_text("\n".join(map(str, files)))
     words = ["--student", student, "--input", tmp_path / "list.txt", "--out", tmp_path / "codes", "--part", 4]
     process = running(*words, "--workers", 1)
-    yield words, process, tmp_path / "photos" / "pipe.jpg"
+    yield words, process, pipes
     process.kill()
     process.communicate()
+
+
+def fill(pipe: Path, content: bytes) -> None:
+    pipe.unlink(missing_ok=True)
+    pipe.write_bytes(content)
 
 
 def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
     """The processes that hash."""
     there = psutil.Process(driver.pid).children(recursive=True)
     return [process for process in there if any("MapWorker" in word for word in process.cmdline())]
-
-
-def reached(out: Path) -> bool:
-    return (out / part_name(3)).exists() and not (out / part_name(4)).exists()
 
 
 def same_as_added(tmp_path: Path, student: Path, command, total: int) -> None:
@@ -306,20 +329,28 @@ def same_as_added(tmp_path: Path, student: Path, command, total: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_where_it_was(tmp_path, student, blocked, command):
-    words, process, pipe = blocked
-    until(lambda: reached(tmp_path / "codes"), process)
+def test_what_a_killed_worker_or_driver_has_begun_is_done_by_another(tmp_path, student, blocked, command):
+    words, process, (first, second) = blocked
+    until(lambda: (tmp_path / "codes" / part_name(3)).exists(), process)
+    done = command("encode.py", *words)
+    assert done.returncode == 1 and "another process is at work there" in done.stderr
+    (worker,) = workers_of(process)
+    fill(first, b"broken")
+    worker.kill()
+    until(lambda: (tmp_path / "codes" / part_name(4)).exists(), process)
     kept = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "codes").glob("part-*")}
     workers = workers_of(process)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
-    pipe.unlink()
-    pipe.write_bytes(jpeg(50))
+    fill(second, jpeg(51))
     _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive, "workers have outlived their driver"
+    assert len(kept) == 5 and not alive, "workers have outlived their driver"
     done = command("encode.py", *words, "--workers", 2)
-    assert done.returncode == 0 and "6 parts, 4 of them from before; 8 pictures" in done.stdout, done.stderr
+    assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
     assert kept == {name: (tmp_path / "codes" / name).stat().st_mtime_ns for name in kept}
+    fill(first, jpeg(50))
+    done = command("encode.py", *words, "--workers", 1, "--again")
+    assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
     same_as_added(tmp_path, student, command, 24)
     done = command("encode.py", *words)
     assert done.returncode == 0 and "6 parts, 6 of them from before; 0 pictures" in done.stdout, done.stderr
@@ -331,22 +362,46 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path, student, blocked, comman
         assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """Set the size of a small disk of its own, in KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def size(kib: int, *more: str) -> Path:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join([*more, f"size={kib}k"]), "tmpfs", folder], check=True)
+        return folder
+
+    try:
+        size(64)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no disk can be mounted here")
+    yield lambda kib: size(kib, "remount")
+    subprocess.run(["umount", folder], check=True)
+
+
 @pytest.mark.slow
-def test_a_killed_workers_part_is_made_by_another(tmp_path, student, blocked, command):
-    _, process, pipe = blocked
-    until(lambda: reached(tmp_path / "codes"), process)
-    second = command("encode.py", *blocked[0])
-    assert second.returncode == 1 and "another process is at work there" in second.stderr
-    pipe.unlink()
-    pipe.write_bytes(b"broken")
-    (worker,) = workers_of(process)
-    worker.kill()
-    said, _ = process.communicate(timeout=180)
-    assert process.returncode == 0 and "1 pictures can't be read" in said, said
-    pipe.write_bytes(jpeg(50))
-    done = command("encode.py", *blocked[0], "--workers", 1, "--again")
-    assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
-    same_as_added(tmp_path, student, command, 24)
+def test_a_full_disk_is_one_line_and_what_is_done_stays(tmp_path, student, disk, command):
+    folder_of(tmp_path / "photos", 24)
+    out = disk(64) / "codes"
+    words = ["--student", student, "--input", tmp_path / "photos", "--out", out, "--part", 1, "--workers", 1]
+    done = command("encode.py", *words)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"error: {out}/part-") and "no space is left" in last, done.stderr
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
+    assert 0 < len(kept) < 24 and not list(out.glob(".part-*"))
+    disk(2048)
+    done = command("encode.py", *words)
+    assert done.returncode == 0 and f"24 parts, {len(kept)} of them from before" in done.stdout, done.stderr
+    assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
+    load = ["search.py", "add", "--index", out.parent / "index", "--codes", out]
+    disk(sum(file.stat().st_blocks for file in out.iterdir()) // 2 + 40)
+    done = command(*load)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: ") and "no space" in last, done.stderr
+    disk(2048)
+    done = command(*load)
+    assert done.returncode == 0 and "24 pictures" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
@@ -357,6 +412,7 @@ def test_what_can_not_be_done_is_one_line(tmp_path, student, command):
         (["--ray", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
         (["--ray", "nowhere"], "no Ray cluster answers at nowhere"),
         (["--student", tmp_path], "no export there"),
+        (["--gpus", 0.5], "no GPU can be used: ONNX Runtime has no CUDA here"),
         (["--input", tmp_path / "none"], "no such file or folder"),
         (["--out", "/proc/codes"], "/proc/codes"),
         (["--workers", 0], "--workers: '0' is not a whole number of at least 1"),

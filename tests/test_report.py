@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -291,33 +290,6 @@ def test_cells_have_names_of_their_own(tmp_path):
     plain, turned = (Cell(m, 16, 0, tmp_path, tmp_path).features for m in ("brcd --alpha 0.5", "sskd"))
     assert plain == ("plain",) and turned == ("rotations",)
     assert Cell("none --bn recalibrate", 16, 0, tmp_path, tmp_path).features == ("plain", ("--bn", "recalibrate"))
-
-
-@pytest.mark.slow
-def test_a_killed_grid_goes_on(tmp_path):
-    """Two methods at one code length; killed after the first student, run again, killed runs and all are whole."""
-    words = [sys.executable, "-m", "scripts.compare", "--name", "grid", "--teacher", "efficientnet_lite0"]
-    words += ["--bits", "8", "--views", "2", "--teacher-epochs", "2", "--epochs", "2", "--jobs", "2"]
-    words += ["--flags=--limit 60 --size 64", "--student-flags=--clusters 3", "--cache-dir", "cache"]
-    words += ["--methods", "none", "kl", "brcd --no-mask"]
-    where = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
-    process = subprocess.Popen(words, **where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    first = tmp_path / "runs" / "grid" / "8bits_seed0" / "none" / "test.json"
-    until = time.monotonic() + 200
-    while not first.exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.1)
-    process.kill()  # it alone: what it started must end by itself
-    process.communicate()
-    before = first.stat().st_mtime_ns
-    done = subprocess.run(words, **where, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 cells" in done.stdout and "| brcd clusters=3 no-mask" in done.stdout
-    assert first.stat().st_mtime_ns == before  # not done again
-    assert (tmp_path / "results" / "grid" / "table.md").exists()
-    failing = subprocess.run([*words, "brcd --clusters 61"], **where, capture_output=True, text=True)
-    assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
-    refused = subprocess.run([*words, "brcd --margin 7"], **where, capture_output=True, text=True)
-    assert refused.returncode == 1 and "brcd --margin 7: --margin: '7' is not a number from 0 to 1" in refused.stderr
 
 
 def test_rows_are_compared_with_the_one_that_is_named(tmp_path):

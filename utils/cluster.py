@@ -43,11 +43,8 @@ def ray_on(address: str | None, cpus: int) -> Iterator[ModuleType]:
     try:
         yield ray
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        while isinstance(cause, ray.exceptions.RayTaskError) or getattr(cause, "__cause__", None):
-            cause = cause.cause if isinstance(cause, ray.exceptions.RayTaskError) else cause.__cause__
-        if isinstance(cause, UserError | OSError):
-            raise cause from None
+        if isinstance(error.cause, UserError | OSError):
+            raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
         raise UserError(f"Ray lost what was at work ({first_line(error)}); run the same command again") from None

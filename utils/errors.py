@@ -49,6 +49,12 @@ def some(names, most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def told(error: OSError) -> str:
+    """Where it was, what it is, and what to do, in a line."""
+    where = os.fsdecode(error.filename) if error.filename else "writing a file"
+    return f"{where}: {REASONS.get(error.errno, error.strerror)}"
+
+
 def _say_interrupted() -> int:
     """Ctrl-C: one line, and the exit status that shells expect. A second one can't disturb the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -92,5 +98,4 @@ def guarded(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        where = os.fsdecode(error.filename) if error.filename else "writing a file"
-        sys.exit(f"error: {where}: {REASONS.get(error.errno, error.strerror)}")
+        sys.exit(f"error: {told(error)}")

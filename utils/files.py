@@ -101,14 +101,18 @@ def held_alone(folder: Path):
         UserError: another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w")  # noqa: SIM115  (open as long as it is held)
+    taken = f"{folder}: another process is at work there; wait for its end, or choose another folder"
+    return held_file(folder / ".lock", taken)
+
+
+def held_file(file: Path, taken: str):
+    """The same by a file of its own; ``taken``: what is said where another process has it."""
+    lock = open(file, "w")  # noqa: SIM115  (open as long as it is held)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise UserError(
-            f"{folder}: another process is at work there; wait for its end, or choose another folder"
-        ) from None
+        raise UserError(taken) from None
     return lock
 
 
