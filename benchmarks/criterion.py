@@ -99,13 +99,14 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--flags", default="", help='for every run, such as "--size 128 --precision bfloat16"')
     parser.add_argument("--runs", type=Path, help="default: runs/criterion_DATASET")
     parser.add_argument("--out", type=Path, help="default: results/benchmarks/criterion_DATASET.json")
     args = parser.parse_args()
     runs = args.runs or Path("runs") / f"criterion_{args.dataset}"
     common = ["--dataset", args.dataset, "--views", args.views, "--cache-dir", args.cache_dir, "--resume"]
     common += ["--data-dir", args.data_dir] if args.data_dir else []
-    common += ["--validate-every", 1, "--patience", 10_000]
+    common += ["--validate-every", 1, "--patience", 10_000, *args.flags.split()]
     words = [*common, "--backbone", TEACHER, "--epochs", 60]
     teacher = pd.DataFrame(train(train_teacher, words, runs / "teacher")).assign(method="teacher")
     students = []

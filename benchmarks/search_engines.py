@@ -1,4 +1,4 @@
-"""Search engines beside each other on the same codes; adding; kills: python benchmarks/search_engines.py --out FILE
+"""Search engines beside each other on the same codes; adding; kills: python benchmarks/search_engines.py
 
     --parts engines   the index, faiss alone, DuckDB and usearch: one query at a time on one thread, all exact?
     --parts batch     many queries at once on all cores
@@ -7,7 +7,8 @@
 
 Each engine runs in a process of its own. Sizes are options, so that a smoke run takes seconds:
 
-    python benchmarks/search_engines.py --millions 0.01 --queries 5 --batch 64 --pictures 50 --unchanged 100 --kills 2
+    python benchmarks/search_engines.py --out /tmp/try.json --parts engines batch --millions 0.01 --queries 5 --batch 64
+    python benchmarks/search_engines.py --out /tmp/try.json --parts adding kills --pictures 50 --unchanged 100 --kills 2
 """
 
 import argparse
@@ -44,6 +45,7 @@ from utils.files import read_json, write_json  # noqa: E402
 BITS, K, WIDTH = 64, 100, 8
 PARTS = ("engines", "batch", "adding", "kills")
 WARM = 3  # queries that are not counted
+FEWEST, SECONDS = 20, 60
 
 
 def synthetic(n: int, seed: int) -> np.ndarray:
@@ -166,7 +168,10 @@ def prepare(folder: Path, n: int) -> None:
 
 
 def one_engine(name: str, folder: Path, queries: int) -> dict:
-    """Time to open, memory and times of single queries of one engine; to be run in a process of its own."""
+    """Time to open, memory and times of single queries of one engine; to be run in a process of its own.
+
+    A slow engine is asked less often: ``FEWEST`` times at least, more while ``SECONDS`` last.
+    """
     asked = synthetic(queries + WARM, 2)
     before = anonymous_mib()
     started = time.perf_counter()
@@ -174,6 +179,8 @@ def one_engine(name: str, folder: Path, queries: int) -> dict:
     opened = time.perf_counter() - started
     milliseconds, distances, rows = [], [], []
     for query in asked:
+        if len(milliseconds) >= WARM + FEWEST and sum(milliseconds) > 1000 * SECONDS:
+            break
         started = time.perf_counter()
         found = engine(query[None])
         milliseconds.append(1000 * (time.perf_counter() - started))
@@ -181,9 +188,10 @@ def one_engine(name: str, folder: Path, queries: int) -> dict:
         rows.append(np.asarray(found[1])[0].astype(np.int64))
     memory = anonymous_mib() - before
     codes = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
-    wanted = hamming_topk(asked[-queries:], np.asarray(codes), K)
+    wanted = hamming_topk(asked[WARM : len(milliseconds)], np.asarray(codes), K)
     return {
         "open_seconds": opened,
+        "queries": len(milliseconds) - WARM,
         "median_ms": float(np.median(milliseconds[WARM:])),
         "p99_ms": float(np.percentile(milliseconds[WARM:], 99)),
         "memory_mib": memory,
@@ -285,16 +293,25 @@ def rate(work, items, threads: int) -> float:
         return len(items) / (time.perf_counter() - started)
 
 
-def add_pictures(
-    folder: Path, student: Path | None, pictures: Path | None, count: int, side: int, unchanged: int
-) -> dict:
+def add_all(folder: Path, args) -> dict:
+    """Made-up pictures, those of ``--photos``, and many that have not changed."""
+    empty = write_export(folder / "export")
+    student = args.student or empty
+    results = {"made up": add_pictures(folder, student, make_pictures(folder / "made", args.pictures, args.side))}
+    if args.photos:
+        files = sorted(args.photos.rglob("*.jpg"))[: args.pictures]
+        results["photos"] = add_pictures(folder, student, files)
+    many = make_small(folder / "many", args.unchanged)
+    first, second = (add_by_command(folder / "unchanged", empty, many) for _ in range(2))
+    print(f"{args.unchanged} unchanged: {second:.2f} s")
+    return {**results, "unchanged": {"pictures": args.unchanged, "first_seconds": first, "second_seconds": second}}
+
+
+def add_pictures(folder: Path, student: Path, files: list[Path]) -> dict:
     """Pictures a second from JPEG files, all included, beside the network on ready pixels."""
-    student = student or write_export(folder / "export")
-    files = sorted(pictures.rglob("*.jpg"))[:count] if pictures else make_pictures(folder / "pictures", count, side)
-    here = folder / "linked"
-    here.mkdir()
+    here = Path(tempfile.mkdtemp(dir=folder))
     for file in files:
-        (here / file.name).symlink_to(file)
+        (here / file.name).symlink_to(file.absolute())
     cores = len(os.sched_getaffinity(0))
     ready = [pixels_of(file) for file in files[:256]]
     ready = [ready[i % len(ready)] for i in range(len(files))]
@@ -310,17 +327,15 @@ def add_pictures(
     }
     rates, cpu = [], []
     for turn in range(3):
-        with Index(folder / f"adding_{turn}", write=True) as index:
+        with Index(here / f"index_{turn}", write=True) as index:
             started, used = time.perf_counter(), time.process_time()
             report = adding.add(index, one_each, [here])
             rates.append(report.added / (time.perf_counter() - started))
             cpu.append(1000 * (time.process_time() - used) / report.added)
             assert report.added == len(files), report
-    many = make_small(folder / "many", unchanged)
-    first, second = (add_by_command(folder / "unchanged", student, many) for _ in range(2))
     print(
         f"adding {np.median(rates):.1f} pictures/s, {np.median(cpu):.2f} ms of processor each; the network alone "
-        f"{alone}, {network_cpu:.2f} ms; {unchanged} unchanged: {second:.2f} s"
+        f"{alone}, {network_cpu:.2f} ms"
     )
     return {
         "pictures": len(files),
@@ -330,7 +345,6 @@ def add_pictures(
         "network_alone_per_second": alone,
         "share": float(np.median(rates)) / max(alone.values()),
         "cpu_ms_a_picture": {"network": network_cpu, "adding": float(np.median(cpu))},
-        "unchanged": {"pictures": unchanged, "first_seconds": first, "second_seconds": second},
     }
 
 
@@ -430,6 +444,7 @@ def kills(folder: Path, count: int, seed: int, pictures: int = 120) -> dict:
         tally["different"] += contents(index) != wanted
         for left in folder.glob(f"killed_{number}*"):
             left.unlink()
+    print("kills", tally)
     return tally
 
 
@@ -446,14 +461,19 @@ def seen_in(index: Path) -> set[tuple[int, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="where the results go, as JSON")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "benchmarks" / "search_engines.json",
+        help="each part has a place of its own in it",
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--millions", nargs="+", type=float, default=[1, 10, 100], help="codes")
     parser.add_argument("--queries", type=int, default=200, help="one at a time")
     parser.add_argument("--batch-millions", type=float, default=10)
     parser.add_argument("--batch", type=int, default=2048, help="queries at once")
     parser.add_argument("--student", type=Path, help="an export (default: a made-up one, of no weight)")
-    parser.add_argument("--photos", type=Path, help="a folder of JPEG files (default: made-up ones)")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG files, added beside made-up ones")
     parser.add_argument("--pictures", type=int, default=1000, help="that are added")
     parser.add_argument("--side", type=int, default=500, help="pixels of a made-up picture's longer side")
     parser.add_argument("--unchanged", type=int, default=20_000, help="pictures that are added twice")
@@ -467,22 +487,19 @@ def main() -> None:
     if args.only:
         faiss.omp_set_num_threads(1)
         return print(json.dumps(one_engine(args.only, args.folder, args.queries)))
-    results = {}
+    from utils.runs import environment  # not in the processes that are measured
+
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         folder = Path(folder)
-        if "engines" in args.parts:
-            results["engines"] = engines(folder, args.millions, args.queries)
-        if "batch" in args.parts:
-            results["batch"] = batch(folder, min(args.batch_millions, max(args.millions)), args.batch)
-        if "adding" in args.parts:
-            results["adding"] = add_pictures(
-                folder, args.student, args.photos, args.pictures, args.side, args.unchanged
-            )
-        if "kills" in args.parts:
-            results["kills"] = kills(folder / "kills", args.kills, args.seed)
-            print("kills", results["kills"])
-    if args.out:
-        write_json(args.out, results)
+        parts = {
+            "engines": lambda: engines(folder, args.millions, args.queries),
+            "batch": lambda: batch(folder, min(args.batch_millions, max(args.millions)), args.batch),
+            "adding": lambda: add_all(folder, args),
+            "kills": lambda: kills(folder / "kills", args.kills, args.seed),
+        }
+        for name in args.parts:
+            result = {"environment": environment(), **parts[name]()}
+            write_json(args.out, {**(read_json(args.out) if args.out.exists() else {}), name: result})
 
 
 if __name__ == "__main__":
