@@ -236,7 +236,8 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=1000)
     parser.add_argument("--keep", type=Path, help="where the photographs are left, for other clients")
     parser.add_argument("--queries", type=int, default=5000, help="at most; 0: no mAP")
-    parser.add_argument("--searched", type=int, default=50_000, help="at most")
+    parser.add_argument("--map-searched", type=int, default=10_000, help="hashed by every file, at most")
+    parser.add_argument("--searched", type=int, default=50_000, help="by edited pictures, at most")
     parser.add_argument("--edited", type=int, default=1000, help="pictures; 0: no edits")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--lists-dir", type=Path)
@@ -263,13 +264,15 @@ def main() -> None:
             folder = args.keep or Path(aside)
             folder.mkdir(parents=True, exist_ok=True)
             result["bits"] = bits(run, students, images, photographs(folder, pictures, args.photographs))
-    if args.queries:
-        result["map"] = maps(students, teacher, student, images, args.queries, args.searched)
+            write_json(args.out, result)
     if args.edited:
         result["edits"] = {
             exported.card["role"]: edits(exported, hasher, images, args.edited, args.searched)
             for exported, hasher in [(students["float32"], student), *((e, teacher) for e in teachers[:1])]
         }
+        write_json(args.out, result)
+    if args.queries:
+        result["map"] = maps(students, teacher, student, images, args.queries, args.map_searched)
     write_json(args.out, result)
 
 
