@@ -22,4 +22,4 @@ has_chromium || "$PY" -m playwright install chromium > /dev/null 2>&1 || {
         { apt-get install -y -q chromium || { apt-get update -q && apt-get install -y -q chromium; }; } > /dev/null 2>&1
 } || echo "note: no Chromium: tests of the search page are skipped; put one on PATH (apt install chromium) and run again" >&2
 
-exec "$PY" -m pytest -n auto --dist loadfile "$@"
+exec "$PY" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

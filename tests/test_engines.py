@@ -65,7 +65,7 @@ class Server:
         return f"milvus://127.0.0.1:{self.port}/{name}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("milvus"))
     server.run("start")

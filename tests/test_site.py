@@ -221,7 +221,7 @@ def test_it_works_without_a_network_after_the_first_load(page, host):
     page.set_input_files("#choose", files=[{"name": "a.png", "mimeType": "image/png", "buffer": as_bytes(draw(1))}])
     expect(page.locator("#hint")).to_have_text("your picture")
     expect(page.locator(".distance").first).to_be_visible()
-    assert not asked
+    assert set(asked) <= {"/sw.js"}  # the browser itself, which Playwright leaves online, may look for a newer worker
 
 
 def test_few_requests_and_nothing_from_elsewhere(chromium, host, made):
