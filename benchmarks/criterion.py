@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="default: runs/criterion_DATASET")
     parser.add_argument("--out", type=Path, help="default: results/benchmarks/criterion_DATASET.json")
     args = parser.parse_args()
+    made_by = environment()  # before the command lines of its runs take this one's place
     runs = args.runs or Path("runs") / f"criterion_{args.dataset}"
     common = ["--dataset", args.dataset, "--views", args.views, "--cache-dir", args.cache_dir, "--resume"]
     common += ["--data-dir", args.data_dir] if args.data_dir else []
@@ -127,7 +128,7 @@ def main() -> None:
     print(f"\nat the end\n{last.to_string()}")
     out = args.out or ROOT / "results" / "benchmarks" / f"criterion_{args.dataset}.json"
     write_json(
-        out, {"environment": environment(), "methods": METHODS, "agreement": found, "end": last.to_dict("index")}
+        out, {"environment": made_by, "methods": METHODS, "agreement": found, "end": last.to_dict("index")}
     )
 
 
