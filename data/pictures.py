@@ -72,6 +72,17 @@ def read(name: str) -> bytes:
         raise UserError(f"{name}: can't be read ({first_line(error)})") from None
 
 
+def read_in_arrow(name: str) -> pa.BufferReader:
+    """The same in memory of Arrow's own.
+
+    Arrow's threads let go of what they read after the reading has returned; if that is memory of Python's and the
+    interpreter has ended meanwhile, the process aborts.
+    """
+    copy = pa.BufferOutputStream()
+    copy.write(read(name))
+    return pa.BufferReader(copy.getvalue())
+
+
 def parts_of(source: str, size: int, column: str | None = None) -> Iterator[Part]:
     """A source in parts of about ``size`` pictures; a shard is one part, however large.
 
@@ -159,7 +170,7 @@ def _csv(file: str) -> pa.Table:
     from pyarrow import csv  # seldom needed
 
     try:
-        return csv.read_csv(pa.BufferReader(read(file)))
+        return csv.read_csv(read_in_arrow(file))
     except pa.ArrowException as error:
         raise UserError(f"{file}: not a readable table ({first_line(error)})") from None
 
@@ -206,7 +217,7 @@ def _of_table(file: str, size: int, column: str | None) -> Iterator[Part]:
             column = holds[0] if len(holds) == 1 else _column(file, schema, WHERE)
         if column not in holds:
             _check_column(file, schema, column)
-            yield from _of_files(_addresses(file, table.read([column]), column), size)
+            yield from _of_files(_addresses(file, table.read([column], use_threads=False), column), size)
             return
         first, rows = 0, 0
         for group in range(held.num_row_groups):
@@ -238,7 +249,7 @@ def _in_rows(part: Part) -> Iterator[Picture]:
             row = sum(table.metadata.row_group(group).num_rows for group in range(part.first))
             named = "path" in table.schema_arrow.names and part.column != "path"
             for group in range(part.first, part.last + 1):
-                rows = table.read_row_group(group, [part.column] + ["path"] * named)
+                rows = table.read_row_group(group, [part.column] + ["path"] * named, use_threads=False)
                 cells = rows[part.column].to_pylist()
                 names = rows["path"].to_pylist() if named else [None] * len(cells)
                 for cell, name in zip(cells, names, strict=True):

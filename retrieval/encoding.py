@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data.decode import pixels_of
-from data.pictures import Part, Picture, is_url, pictures, place, read
+from data.pictures import Part, Picture, is_url, pictures, place, read, read_in_arrow
 from retrieval.adding import in_order, taken_at, thumbnail_of
 from retrieval.exported import Exported
 from retrieval.index import Index, Row
@@ -92,7 +92,7 @@ class Output:
     def read_table(self, name: str) -> pa.Table:
         """Raises UserError if it is missing or damaged."""
         try:
-            return pq.read_table(pa.BufferReader(read(f"{self.folder}/{name}")))
+            return pq.read_table(read_in_arrow(f"{self.folder}/{name}"))
         except pa.ArrowException as error:
             raise UserError(f"{self.folder}/{name}: damaged ({first_line(error)}); delete it, encode again") from None
 
