@@ -118,6 +118,9 @@ def make_parser() -> Parser:
     group.add_argument(
         "--variant", type=one_of(VARIANTS), default=BRCDOptions.variant, help=f"brcd: {', '.join(VARIANTS)}"
     )
+    group.add_argument(
+        "--hardness", type=real(0), default=BRCDOptions.hardness, help="brcd: weighs near negatives more"
+    )
     for part, what in PARTS.items():
         group.add_argument(
             f"--no-{part.replace('_', '-')}", dest=part, action="store_false", help=f"brcd without {what}"

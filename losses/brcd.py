@@ -21,6 +21,7 @@ class BRCDOptions:
         margin, clusters, mask_rule: of the bit masks; see ``losses.masks``; clusters may be "auto".
         variant: "paper", or "released": the released code's slips, which are an all-zero mask, offsets judged on masked
             codes, and a repeated half of the same-cluster matrix.
+        hardness: of the negatives' weights; 0, the paper's, weighs all alike.
         mask: contrast masked codes; off, all bits count.
         cluster: off, both of the next two are.
         offset: augmentations in another cluster than their image lose the structural term.
@@ -35,6 +36,7 @@ class BRCDOptions:
     clusters: int | str = 10
     mask_rule: str = "decided"
     variant: str = "paper"
+    hardness: float = 0.0
     mask: bool = True
     cluster: bool = True
     offset: bool = True
@@ -48,6 +50,24 @@ def masked_cosines(rows: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     own = F.normalize(masks * rows, dim=1, eps=1e-8)
     lengths = (masks**2 @ (rows**2).T).clamp_min(1e-16).sqrt()  # [n, n] of m_r * u_s
     return (own * masks) @ rows.T / lengths
+
+
+def hard_weights(negatives: torch.Tensor, hardness: float) -> torch.Tensor:
+    """Logarithms of weights in proportion to exp(hardness * negative), with mean 1 over a row's negatives.
+
+    As in Robinson et al., ICLR 2021 (arXiv 2010.04592), without its correction for false negatives: BRCD drops these
+    by clusters. No gradient passes the weights.
+
+    Args:
+        negatives: [rows, n] similarities over the temperature; -inf where there is no negative.
+
+    Returns:
+        [rows, n]; 0 where there is no negative.
+    """
+    there = negatives > float("-inf")
+    powers = torch.where(there, hardness * negatives.detach(), float("-inf"))
+    means = torch.logsumexp(powers, dim=1, keepdim=True) - there.sum(dim=1, keepdim=True).log()
+    return torch.where(there, powers - means, 0.0)
 
 
 class BRCDLoss(nn.Module):
@@ -67,6 +87,7 @@ class BRCDLoss(nn.Module):
             (for ``--variant released``).
         masked: what masks fall on: "rows", each row its own (the method); "pairs", both rows of a pair the mask of the
             one that contrasts; "positives", none on negatives.
+        hardness: weighs negatives by how near they are, see ``hard_weights``; at least 0.
 
     Example:
         >>> z, t_i, t_j = (torch.randn(3, 8, 64) >= 0).float() * 2 - 1
@@ -81,6 +102,7 @@ class BRCDLoss(nn.Module):
         drop_same_cluster: bool = True,
         repeat_upper_half: bool = False,
         masked: str = "rows",
+        hardness: float = BRCDOptions.hardness,
     ):
         super().__init__()
         if temperature <= 0:
@@ -89,7 +111,9 @@ class BRCDLoss(nn.Module):
             raise ValueError(f"alpha is {alpha}: it must be from 0 to 1")
         if masked not in MASKED:
             raise ValueError(f"masked is {masked!r}: it must be one of {', '.join(MASKED)}")
-        self.temperature, self.alpha, self.masked = temperature, alpha, masked
+        if hardness < 0:
+            raise ValueError(f"hardness is {hardness}: it must be at least 0")
+        self.temperature, self.alpha, self.masked, self.hardness = temperature, alpha, masked, hardness
         self.drop_same_cluster, self.repeat_upper_half = drop_same_cluster, repeat_upper_half
 
     def forward(
@@ -139,4 +163,6 @@ class BRCDLoss(nn.Module):
             dropped = dropped | (torch.cat([same[:batch], same[:batch]]) if self.repeat_upper_half else same)
         positive = torch.cat([positive, positive]) / self.temperature  # [2B]
         negatives = (similarity / self.temperature).masked_fill(dropped, float("-inf"))
+        if self.hardness:
+            negatives = negatives + hard_weights(negatives, self.hardness)
         return (torch.logsumexp(torch.cat([positive[:, None], negatives], dim=1), dim=1) - positive).mean()

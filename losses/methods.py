@@ -78,6 +78,7 @@ class BRCD(nn.Module):
             drop_same_cluster=options.cluster and options.false_negatives,
             repeat_upper_half=self.released,
             masked={"anchor": "pairs", "positives": "positives"}.get(options.mask_rule, "rows"),
+            hardness=options.hardness,
         )
         self.by_image = options.mask_rule == "steady-image"
         masks = knowledge.bit_masks

@@ -51,7 +51,7 @@ def nearest(code: list[float], centroids: list[list[float]]) -> int:
     return squared.index(min(squared))
 
 
-def naive_brcd(batch: Batch, knowledge: Knowledge, temperature=0.3, alpha=0.8, released=False, without=()) -> float:
+def naive_brcd(batch: Batch, knowledge: Knowledge, temperature=0.3, alpha=0.8, released=False, without=(), hardness=0.0) -> float:
     z, t_i, t_j = signs(batch.student[0]), signs(batch.teacher[0]), signs(batch.teacher[1])
     n, bits = len(z), len(z[0])
     c_i = [knowledge.cluster.tolist()[image] for image in batch.index.tolist()]
@@ -79,7 +79,10 @@ def naive_brcd(batch: Batch, knowledge: Knowledge, temperature=0.3, alpha=0.8, r
             cosine(rows[r], rows[s]) for s in range(2 * n) if s % n != i and not (drop and cluster[s] == compared)
         ]
         scores = [c / temperature for c in (positive, *negatives)]
-        total += math.log(sum(map(math.exp, scores))) - scores[0]
+        weights = [math.exp(hardness * score) for score in scores[1:]]
+        weights = [w * len(weights) / sum(weights) for w in weights]
+        terms = [math.exp(s) * w for s, w in zip(scores, [1.0, *weights], strict=True)]
+        total += math.log(sum(terms)) - scores[0]
     return total / (2 * n)
 
 
@@ -97,6 +100,24 @@ def test_every_ablation_is_the_loss_without_that_part(device, off):
     options = BRCDOptions(alpha=0.35, temperature=0.7, **dict.fromkeys(off, False))
     known = naive_brcd(batch, knowledge, 0.7, 0.35, without=off)
     assert BRCD(knowledge, options).to(device)(batch)["distillation"].item() == pytest.approx(known, rel=1e-5)
+
+
+@pytest.mark.parametrize("hardness", [0.5, 3.0])
+def test_hardness_weighs_near_negatives_more(device, hardness):
+    batch, knowledge = batch_and_knowledge(device=device)
+    method = BRCD(knowledge, BRCDOptions(hardness=hardness)).to(device)
+    loss = method(batch)["distillation"]
+    assert loss.item() == pytest.approx(naive_brcd(batch, knowledge, hardness=hardness), rel=1e-5)
+    loss.backward()
+    assert batch.student.grad.isfinite().all() and loss.item() > value()
+
+
+def test_hardness_where_a_row_has_no_negatives():
+    batch, knowledge = batch_and_knowledge()
+    one = Knowledge(torch.zeros_like(knowledge.cluster), knowledge.centroids[:1], knowledge.bit_masks[:1])
+    loss = BRCD(one, BRCDOptions(hardness=1.0))(batch)["distillation"]
+    loss.backward()
+    assert loss.item() == 0 and batch.student.grad.isfinite().all()
 
 
 def test_every_part_of_brcd_matters():
@@ -118,6 +139,7 @@ def test_the_command_line_hands_every_value_of_brcd_on():
         "clusters": 7,
         "mask_rule": "undecided",
         "variant": "released",
+        "hardness": 0.75,
     }
     assert other.keys() | set(PARTS) == vars(BRCDOptions()).keys()
     words = [word for name, value in other.items() for word in (f"--{name.replace('_', '-')}", str(value))]
