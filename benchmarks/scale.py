@@ -4,11 +4,11 @@
     --parts encode    pictures in WebDataset shards by encode.py, beside the network alone on ready pixels
     --parts daft      the same shards and the same encoder by Daft, of another Python (--daft; it pins old libraries)
     --parts resume    encode.py killed in the middle and run again; its codes beside those of search.py add
-    --parts grid      a grid on the digits by the local runner and by Ray: seconds, peak memory, the same table?
+    --parts grid      the digits grid by the local runner and by Ray: seconds, peak memory, the same table?
 
 Each part adds to what --out holds, so that they may be run one by one. A smoke run takes two minutes:
 
-    python benchmarks/scale.py --parts milvus grid --codes 3000 --queries 20 --singles 5 --grid --limit 60 --size 64
+    python benchmarks/scale.py --parts milvus grid --codes 3000 --queries 20 --singles 5 --small-grid
 """
 
 import argparse
@@ -49,7 +49,9 @@ PARTS = ("milvus", "encode", "daft", "resume", "grid")
 BITS, K = 64, 100
 CARD = {"bits": BITS, "role": "student", "backbone": "none", "method": "none", "model_sha256": "0" * 64}
 SHARD = 500  # pictures a shard
-GRID = ["--bits", "16", "--views", "2", "--teacher-epochs", "20", "--epochs", "10", "--methods", "none", "rkd", "brcd"]
+# What scripts/compare.sh does if it is not told otherwise, and a smoke run's.
+GRID = "--bits 16 32 64 --views 6 --teacher-epochs 100 --epochs 60 --methods none rkd pkt sp kl crd sskd crcd packd brcd"
+SMALL_GRID = "--flags=--limit=60 --bits 16 --views 2 --teacher-epochs 20 --epochs 10 --methods none rkd brcd"
 
 
 # Processes
@@ -281,15 +283,16 @@ def resume(student: str, photos: Path, shards: Path, folder: Path, n: int) -> di
 # The grid
 
 
-def grid(folder: Path, flags: list[str]) -> dict:
-    result, tables = {"command": GRID, "flags": flags}, []
+def grid(folder: Path, words: str, cache: str) -> dict:
+    result, tables = {"grid": words}, []
     for engine in ("local", "ray"):
         here = folder / engine
         here.mkdir()
-        words = [sys.executable, "-m", "scripts.compare", "--name", "grid", "--engine", engine, "--cache-dir", "cache"]
-        seconds, peak, _ = watched([*words, f"--flags={' '.join(flags)}", *GRID], here)
+        command = [sys.executable, "-m", "scripts.compare", "--name", "grid", "--engine", engine, "--cache-dir", cache]
+        seconds, peak, _ = watched([*command, *words.split()], here)
         result[engine] = {"seconds": seconds, "memory_mib": peak}
         tables.append((here / "results" / "grid" / "table.md").read_bytes())
+    result["ray to local"] = result["ray"]["seconds"] / result["local"]["seconds"]
     return result | {"same_table": tables[0] == tables[1]}
 
 
@@ -305,7 +308,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, help="only so many of them")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--daft", type=os.path.abspath, help="a Python with daft and what a search needs")
-    parser.add_argument("--grid", nargs=argparse.REMAINDER, default=[], help="flags of every run of the grid")
+    parser.add_argument("--small-grid", action="store_true")
+    parser.add_argument(
+        "--cache-dir", type=os.path.abspath, default="cache", help="features of a grid (default: each engine makes its own)"
+    )
     args = parser.parse_args()
     results = read_json(args.out) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as top:
@@ -329,7 +335,7 @@ def main() -> None:
             if "resume" in args.parts:
                 keep("resume", resume(args.student, args.photos, shards, folder, n))
         if "grid" in args.parts:
-            keep("grid", grid(folder, args.grid))
+            keep("grid", grid(folder, SMALL_GRID if args.small_grid else GRID, args.cache_dir))
 
 
 if __name__ == "__main__":
