@@ -265,7 +265,7 @@ def info(args) -> None:
 
 def check(args) -> None:
     """Compare the index with itself and with the files; exit status 1 where something is wrong."""
-    with open_index(args.index) as index:
+    with open_index(args.index) as index, index.at_one_moment():
         faults = index.faults() or adding.file_faults(index, args.files)
         total = len(index)
     if faults:
@@ -277,7 +277,7 @@ def check(args) -> None:
 
 def export_codes(args) -> None:
     """Write ids, paths and codes of all pictures, in the order added."""
-    with open_index(args.index) as index, written_aside(args.out) as file:
+    with open_index(args.index) as index, index.at_one_moment(), written_aside(args.out) as file:
         ids, codes = index.codes()
         (write_npz if args.out.suffix == ".npz" else write_parquet)(file, index, ids, codes)
         print(f"{args.out}: {len(ids):,} codes of {index.bits} bits")
@@ -312,11 +312,13 @@ def remove(args) -> None:
     """Forget pictures; their files stay."""
     open_index(args.index).close()  # makes none
     with open_index(args.index, write=True) as index:
+        broken = len(index.broken())
         removed = index.remove([absolute(path) for path in args.paths])
-        total = len(index)
-    if not removed:
+        broken, total = broken - len(index.broken()), len(index)
+    if not removed and not broken:
         raise UserError(f"{args.index}: holds nothing at or below {some(args.paths)}")
-    print(f"{args.index}: {removed:,} forgotten; {total:,} pictures")
+    also = f" and {broken:,} files that are no readable pictures" if broken else ""
+    print(f"{args.index}: {removed:,}{also} forgotten; {total:,} pictures")
 
 
 def copy(args) -> None:

@@ -41,7 +41,9 @@ def pixels_of(file: Path | BinaryIO, name: str | None = None, upright: bool = Fa
         raise UserError(f"{file}: no such image file") from None
     except UnidentifiedImageError:  # Pillow's own words hold an object's address
         raise UserError(f"{name or file}: not a readable image (none of {', '.join(FORMATS)})") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds, by what is damaged
         raise UserError(f"{name or file}: not a readable image ({error or type(error).__name__})") from None
 
 

@@ -7,8 +7,11 @@ from data.decode import IMAGE_SUFFIXES
 from utils.errors import UserError
 
 
-def listing(folder: Path | str) -> tuple[list[str], list[str]]:
+def listing(folder: Path | str, hidden: bool = True) -> tuple[list[str], list[str]]:
     """(folders, files) in a folder, sorted, links to folders among the folders; images that are no files are refused.
+
+    Args:
+        hidden: what begins with a dot (.thumbnails, ._copies) too.
 
     Raises:
         UserError: it can't be read, or holds a link to nothing.
@@ -17,7 +20,8 @@ def listing(folder: Path | str) -> tuple[list[str], list[str]]:
     def refuse(error: OSError):
         raise UserError(f"{error.filename}: can't be read ({error.strerror}); change its permissions or remove it")
 
-    _, folders, files = next(os.walk(folder, onerror=refuse))
+    _, *entries = next(os.walk(folder, onerror=refuse))
+    folders, files = ([name for name in names if hidden or not name.startswith(".")] for names in entries)
     for name in files:
         path = os.path.join(folder, name)
         if not os.path.isfile(path) and (os.path.islink(path) or is_image(name)):
@@ -30,11 +34,11 @@ def is_image(name: str) -> bool:
 
 
 def images_below(folder: str, seen: set[str]) -> list[str]:
-    """Paths of the images below a folder, less what is hidden (.thumbnails, ._copies).
+    """Paths of the images below a folder, less what is hidden.
 
     Links to folders are followed; a real folder in ``seen`` is not met again.
     """
-    folders, files = ([name for name in names if not name.startswith(".")] for names in listing(folder))
+    folders, files = listing(folder, hidden=False)
     found = [os.path.join(folder, name) for name in files if is_image(name)]
     for path in (os.path.join(folder, name) for name in folders):
         if (real := os.path.realpath(path)) not in seen:

@@ -200,6 +200,8 @@ def _listings_below(root: str, seen: set, above: set) -> Iterator[Listing]:
                     if not stat.S_ISREG(state.st_mode):
                         raise OSError(errno.EINVAL, "no file")
                     files.append((entry.name, state.st_size, state.st_mtime_ns))
+                elif entry.is_symlink():
+                    entry.stat()  # to a folder that is not mounted?
             except OSError as error:
                 problems.append(Unreadable(entry.path, f"can't be read ({error.strerror}); a link to nothing?"))
         yield Listing(folder, files, problems)
@@ -232,19 +234,20 @@ def compare(index: Index, roots: Sequence[Path]) -> tuple[Report, list[File], li
                 report.found[root] += len(here.files) * _is_below(here.folder, root)
             if here.whole:
                 looked.add(here.folder)
-                names = {name for name, *_ in here.files}
+                closed += [one.path for one in here.problems]  # a folder that can't be looked into, or a picture
+                names = {name for name, *_ in here.files} | {os.path.basename(one.path) for one in here.problems}
                 gone += [picture for name, (picture, *_) in known.items() if name not in names]
             elif here.problems:
                 closed.append(here.folder)
     folders = [root for root in roots if root.is_dir()]
 
-    def lost(folder: str) -> bool:
-        """Whether a folder that was not met would have been, were it there."""
-        return any(_is_below(folder, root) for root in folders) and not any(_is_below(folder, c) for c in closed)
+    def lost(path: str) -> bool:
+        """Whether a folder or file that was not met would have been, were it there."""
+        return any(_is_below(path, root) for root in folders) and not any(_is_below(path, c) for c in closed)
 
     for folder in filter(lost, set(index.folders()) - looked):
         gone += [picture for picture, *_ in index.known(folder).values()]
-    gone += [path for path in broken if path not in found and lost(os.path.dirname(path))]
+    gone += [path for path in broken if path not in found and lost(path)]
     return report, todo, gone
 
 
@@ -263,7 +266,7 @@ def look(index: Index, model: Model, file: File) -> Row | Touched | Broken | Unr
     if file.known is not None and index.record(file.known).digest == digest.hex():
         return Touched(file.known, state.st_size, state.st_mtime_ns)
     known = index.same(digest)
-    if known is None:
+    if known is None or not known[1]:  # codes may have been added without thumbnails
         try:
             pixels = pixels_of(io.BytesIO(content), file.path, upright=True)
             known = model.code(pixels), thumbnail_of(pixels)

@@ -138,6 +138,11 @@ class AnyIndex:
 
     most: int | None = None  # results a query, at most
 
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """Nothing: what others write meanwhile is seen, where an index has no transactions."""
+        yield
+
     def __enter__(self) -> Self:
         return self
 
@@ -338,6 +343,21 @@ class Index(AnyIndex):
             finally:
                 self._seen = None  # SQLite's data_version counts what others write
 
+    @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """All that is read inside is of one moment, whatever others write meanwhile."""
+        with self._asking() as con:
+            if con.in_transaction:
+                yield
+                return
+            con.execute("BEGIN")
+            try:
+                con.execute("SELECT 1 FROM facts LIMIT 1").fetchone()  # now: BEGIN waits for the first reading
+                yield
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    con.execute("ROLLBACK")
+
     def _fact(self, name: str):
         with self._reading() as con:
             row = con.execute("SELECT value FROM facts WHERE name = ?", [name]).fetchone()
@@ -388,9 +408,7 @@ class Index(AnyIndex):
 
     def _read_codes(self, con: sqlite3.Connection) -> Snapshot:
         inside = con.in_transaction
-        if not inside:
-            con.execute("BEGIN")  # one state for all that is read
-        try:
+        with self.at_one_moment():
             version, width, known = self._fact("version"), self.width, self._snapshot
             if known is not None and known.codes.shape[1] != width:  # emptied, and of another model now
                 known = None
@@ -403,11 +421,8 @@ class Index(AnyIndex):
                 snapshot = known.changed(blocks) if blocks else known
             if not len(snapshot) and con.execute("SELECT 1 FROM pictures LIMIT 1").fetchone():
                 raise UserError(f"{self.path}: {DAMAGED} (it has lost its codes)")
-            snapshot.version = version - inside  # what is to come in this transaction has the same version
+            snapshot.version = version - inside  # what is to come in a transaction that writes has the same version
             return snapshot
-        finally:
-            if not inside:
-                con.execute("COMMIT")
 
     def _block(self, row: tuple, width: int) -> Block:
         number, pictures, places, codes, checksum = row
@@ -416,11 +431,12 @@ class Index(AnyIndex):
             raise UserError(f"{self.path}: {DAMAGED} (codes of ids from {number * BLOCK})")
         return number, np.frombuffer(places, "<u2"), np.frombuffer(codes, np.uint8).reshape(-1, width)
 
-    def _selection(self, snapshot: Snapshot, where: Filters) -> tuple[np.ndarray | None, np.ndarray]:
-        """(rows or None for all, their codes) that a filter lets through."""
-        if where == Filters():
-            return None, snapshot.codes
-        with self._reading() as con:
+    def _selection(self, where: Filters) -> tuple[Snapshot, np.ndarray | None, np.ndarray]:
+        """The codes as they are; the rows (None: all) and codes that a filter lets through, of the same moment."""
+        with self._reading() as con, self.at_one_moment():
+            snapshot = self._now()
+            if where == Filters():
+                return snapshot, None, snapshot.codes
             kept = snapshot.selections
             if where not in kept:
                 condition, values = _condition(where)
@@ -429,30 +445,22 @@ class Index(AnyIndex):
                 while len(kept) >= SELECTIONS or sum(len(r) for r, _ in kept.values()) > SELECTED:
                     del kept[next(iter(kept))]
                 kept[where] = rows, np.ascontiguousarray(snapshot.codes[rows])
-            return kept[where]
+            return snapshot, *kept[where]
 
     def count(self, where: Filters = Filters()) -> int:
         """How many pictures a search with these filters looks at."""
-        return len(self._selection(self._now(), where)[1])
+        return len(self._selection(where)[-1])
 
     def nearest(self, codes: np.ndarray, k: int, where: Filters = Filters()) -> tuple[np.ndarray, np.ndarray]:
         """(distances int32, ids int64) [q, min(k, pictures)] of the nearest, ascending; ties in the order added."""
-        return self._nearest(self._now(), codes, k, where)
-
-    def _nearest(self, snapshot: Snapshot, codes, k: int, where: Filters) -> tuple[np.ndarray, np.ndarray]:
-        rows, database = self._selection(snapshot, where)
-        codes = np.ascontiguousarray(codes)
-        if codes.dtype != np.uint8 or codes.ndim != 2 or (len(database) and codes.shape[1] != database.shape[1]):
-            raise ValueError(f"codes must be uint8 [q, {database.shape[1]}], not {codes.dtype} {list(codes.shape)}")
-        distances, at = nearest(codes, database, min(k, len(database)))
-        return distances, snapshot.ids(at if rows is None else rows[at])
+        return _nearest(codes, k, *self._selection(where))
 
     def _rankings(self, codes: np.ndarray, where: Filters) -> Iterator[Callable]:
         """Of the codes as they are, again as long as they change."""
         before = None
-        while (snapshot := self._now()) is not before:
-            yield lambda k, now=snapshot: list(zip(*self._nearest(now, codes, k, where), strict=True))
-            before = snapshot
+        while (now := self._selection(where))[0] is not before:
+            yield lambda k, now=now: list(zip(*_nearest(codes, k, *now), strict=True))
+            before = now[0]
 
     def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, bytes]]:
         """(path, digest) of those ids that are there."""
@@ -553,7 +561,7 @@ class Index(AnyIndex):
     def faults(self) -> list[str]:
         """What is wrong with the index in itself, a line each."""
         try:
-            with self._reading() as con:
+            with self._reading() as con, self.at_one_moment():
                 found = [row[0] for row in con.execute("PRAGMA integrity_check(5)")]
                 return [first_line(line) for line in found if line != "ok"] or self._wrong_rows(con)
         except UserError as error:
@@ -688,6 +696,14 @@ class Index(AnyIndex):
 def named(card: dict) -> str:
     """A model in a few words."""
     return f"{card['role']} {card['backbone']}, {card['method']}, {card['bits']} bits, {card['model_sha256'][:12]}"
+
+
+def _nearest(codes, k: int, snapshot: Snapshot, rows: np.ndarray | None, database: np.ndarray) -> tuple:
+    codes = np.ascontiguousarray(codes)
+    if codes.dtype != np.uint8 or codes.ndim != 2 or (len(database) and codes.shape[1] != database.shape[1]):
+        raise ValueError(f"codes must be uint8 [q, {database.shape[1]}], not {codes.dtype} {list(codes.shape)}")
+    distances, at = nearest(codes, database, min(k, len(database)))
+    return distances, snapshot.ids(at if rows is None else rows[at])
 
 
 def _below(column: str, folder: bytes) -> tuple[str, list]:

@@ -1,6 +1,7 @@
 """Hostile and careless data of one's own: refused in one line, or read as what it is."""
 
 import argparse
+import io
 import lzma
 import os
 import tarfile
@@ -34,6 +35,16 @@ def test_pillow_opens_named_formats_only(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with pytest.raises(UserError, match=r"x\.jpg: not a readable image \(none of JPEG, PNG"):
         decode(tmp_path / "x.jpg")
+
+
+def test_a_tag_of_another_kind_is_one_line(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "TIFF")
+    damaged = bytearray(content.getvalue())
+    damaged[72] = 2  # a number becomes text, which Pillow meets with a TypeError
+    (tmp_path / "x.tif").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"x\.tif: not a readable image \('str' object cannot"):
+        decode(tmp_path / "x.tif")
 
 
 def test_a_phones_file_of_several_jpegs_is_an_image(tmp_path):

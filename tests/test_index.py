@@ -299,6 +299,39 @@ def test_readers_see_what_is_written_at_once_and_nothing_earlier(tmp_path):
         assert len(writer.search(query, 99)[0]) == len(reader.search(query, 99)[0]) == 10
 
 
+def test_what_is_read_at_one_moment_is_not_mixed_with_what_others_write(tmp_path):
+    with make(tmp_path / "i") as writer, Index(tmp_path / "i") as reader:
+        writer.add(rows(3))
+        with reader.at_one_moment():
+            ids, _ = reader.codes()
+            writer.add(rows(3, seed=1))  # all three are replaced
+            assert [r.id for r in reader.records(ids.tolist())] == [1, 2, 3] and not reader.faults()
+        assert reader.codes()[0].tolist() == [4, 5, 6]
+
+
+def test_a_filter_and_the_codes_are_of_one_moment(tmp_path, monkeypatch):
+    with make(tmp_path / "i") as writer, Index(tmp_path / "i") as reader:
+        writer.add(rows(3))
+        now, where = reader._now, Filters(folder="/p")
+
+        def overtaken():
+            snapshot = now()
+            writer.add(rows(1, seed=len(writer)))  # replaced between reading the codes and asking which are let through
+            return snapshot
+
+        monkeypatch.setattr(reader, "_now", overtaken)
+        assert len(reader.nearest(np.zeros((1, 8), np.uint8), 9, where)[1][0]) == 3
+        assert reader.count(where) == 3
+
+
+def test_no_fault_is_found_while_somebody_adds(tmp_path, monkeypatch):
+    with make(tmp_path / "i") as writer, Index(tmp_path / "i") as reader:
+        writer.add(rows(3))
+        block = reader._block
+        monkeypatch.setattr(reader, "_block", lambda *given: (writer.add(rows(1)), block(*given))[1])
+        assert not reader.faults()
+
+
 def test_a_newer_snapshot_shares_memory_and_changes_no_older_one(tmp_path):
     with make(tmp_path / "i") as writer, Index(tmp_path / "i") as reader:
         writer.add(rows(100))

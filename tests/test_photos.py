@@ -26,6 +26,7 @@ def tree(tmp_path, photo):
     (root / "note.txt").write_text("x")
     photo(root / ".thumbnails" / "x.png", seed=90)
     photo(root / "a" / "._1.png", seed=91)
+    (root / "a" / ".#lock").symlink_to("nothing")
     return root
 
 

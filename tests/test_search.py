@@ -195,6 +195,22 @@ def test_prune_keeps_what_cannot_be_listed(tree, index, model, monkeypatch):
     assert report.unreadable == [f"{tree}/trips: can't be read (Permission denied)"]
 
 
+def test_prune_keeps_what_links_lead_to_that_is_not_mounted(tree, index, model, photo):
+    disk = tree.parent / "disk"
+    photo(disk / "album" / "a.png", seed=61)
+    photo(disk / "one.png", seed=62)
+    (disk / "broken.png").write_bytes(b"no picture")
+    for name in ("album", "one.png", "broken.png"):
+        (tree / name).symlink_to(disk / name)
+    assert add(index, model, [tree]).added == PICTURES + 2
+    disk.rename(tree.parent / "elsewhere")
+    report = add(index, model, [tree], prune=True)
+    assert report.forgotten == 0 and len(index) == PICTURES + 2 and len(index.broken()) == BROKEN + 1
+    assert [line.partition(": can't be read")[0] for line in report.unreadable] == [
+        f"{tree}/{name}" for name in ("album", "broken.png", "one.png")
+    ]
+
+
 def test_links_are_followed_once_and_never_in_circles(tree, index, model, photo):
     photo(tree.parent / "outside" / "o.png", seed=60)
     (tree / "zz_outside").symlink_to(tree.parent / "outside")
@@ -452,7 +468,9 @@ def test_info_check_export_and_remove(made, tree, tmp_path):
         assert file["paths"].tolist() == table["path"].to_pylist() == paths(index)
 
     code, said = run_here("search.py", "remove", "--index", made, tree / "cats", tree / "00.png")
-    assert code == 0 and f"11 forgotten; {PICTURES - 11} pictures" in said
+    assert code == 0 and f"11 and 1 files that are no readable pictures forgotten; {PICTURES - 11} pictures" in said
+    code, said = run_here("search.py", "remove", "--index", made, tree / "broken.jpg")
+    assert code == 0 and ": 0 and 1 files that are no readable pictures forgotten" in said
     code, _ = run_here("search.py", "remove", "--index", made, tree / "cats")
     assert "holds nothing at or below" in code
 
