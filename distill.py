@@ -293,7 +293,7 @@ def main() -> None:
     check_size(args.student, args.student_size or args.size)
     trained = read_teacher(args.teacher)
     teacher_head = trained.heads["map"]
-    images = load_data(args)
+    images = load_data(args, args.teacher)
     check_teacher(args, trained, images)
     student_backbone, teacher_backbone = build_student(args, images, device), trained.backbone()
     kind = student_head(student_backbone) if args.head == "auto" else args.head

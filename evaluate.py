@@ -291,7 +291,7 @@ def main() -> None:
     check_target(target)
     run = read_run(args.run)
     options = run_options(args, run)
-    images = load_data(options)
+    images = load_data(options, None if args.dataset else (run.teacher or run).folder)
     runs = [run, run.teacher] if run.teacher else [run]
     for one in runs:
         one.check_data(one.facts["data"] if args.dataset else images.fingerprint, EVAL_VERSION)

@@ -214,7 +214,7 @@ class Job:
             raise UserError(f"--head {args.head}: {args.run} is a teacher's run, which has one head")
         self.metric = "map" if self.run is self.teacher else args.head or "sshp"
         self.options = run_options(args, self.run)
-        self.images = load_data(self.options)
+        self.images = load_data(self.options, self.teacher.folder)
         self.run.check_data(self.images.fingerprint, EVAL_VERSION)
         self.hasher = Hasher(self.run, self.options, self.images)
         self.backbone, self.head = self.hasher.backbone, self.run.heads[self.metric]

@@ -14,6 +14,7 @@ import torch
 from data.dataset import HashingData
 from data.features import Extractor, add_feature_arguments, extractor
 from data.load import add_data_arguments, load_data
+from data.photos import keep_sample
 from data.transforms import EVAL_VERSION
 from data.views import BankedViews, FreshViews
 from losses.cibhash import KL_WEIGHT
@@ -98,7 +99,7 @@ def main() -> None:
     args = make_parser().parse_args()
     device = pick_device(args.device)
     check_size(args.backbone, args.size)
-    images = load_data(args)
+    images = load_data(args, args.run_dir)
     backbone = build_backbone(args.backbone, args.weights, args.features)
     head = HashHead(backbone.dim, args.bits, args.head, args.seed).to(device)
     features = extractor(args, images, backbone, device)
@@ -106,6 +107,8 @@ def main() -> None:
     if run.finished:
         return print(f"{run.folder}: finished already")
 
+    if args.dataset == "photos" and distributed.is_first():
+        keep_sample(images, run.folder)
     with run.preparing():
         if args.hashing == ITQ:
             return fit_itq(args, run, images, features, backbone)

@@ -53,6 +53,8 @@ def _pixels(image: Image.Image, upright: bool) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    for key in ("xmp", "XML:com.adobe.xmp"):  # Pillow would look there where EXIF says nothing; viewers do not
+        image.info.pop(key, None)
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF raises a dozen kinds, and is no reason to lose the pixels

@@ -9,7 +9,7 @@ from utils.options import one_of, whole
 
 
 def _from_lists(protocol: Protocol):
-    return lambda args, root: from_lists.load(
+    return lambda args, root, _: from_lists.load(
         protocol, root, args.lists_dir, args.drop_leaks, args.split_seed, _cache_dir(args)
     )
 
@@ -19,13 +19,15 @@ def _cache_dir(args) -> Path | None:
 
 
 DATASETS = {
-    "cifar10": lambda args, root: cifar10.load(root),
-    "digits": lambda args, root: digits.load(limit=args.limit),
-    "folder": lambda args, root: folder.load(
+    "cifar10": lambda args, root, _: cifar10.load(root),
+    "digits": lambda args, root, _: digits.load(limit=args.limit),
+    "folder": lambda args, root, _: folder.load(
         root, args.skip_broken, args.split_seed, args.drop_leaks, _cache_dir(args)
     ),
-    "photos": lambda args, root: photos.load(root, args.train_images, args.split_seed, _cache_dir(args)),
-    "shards": lambda args, root: shards.load(root, args.split_seed, args.drop_leaks, _cache_dir(args)),
+    "photos": lambda args, root, sample: photos.load(
+        root, args.train_images, args.split_seed, _cache_dir(args), sample
+    ),
+    "shards": lambda args, root, _: shards.load(root, args.split_seed, args.drop_leaks, _cache_dir(args)),
     **{name: _from_lists(protocol) for name, protocol in PROTOCOLS.items()},
 }
 
@@ -50,13 +52,18 @@ def add_data_arguments(parser) -> None:
     group.add_argument("--limit", type=whole(2), help="digits: keep only the first N images of each part (for tests)")
 
 
-def load_data(args) -> HashingData:
+def load_data(args, teacher: Path | None = None) -> HashingData:
     """The data set that a command line names; prints what it holds.
+
+    Args:
+        teacher: its run's folder, which keeps what was drawn out of a folder of photos.
 
     Raises:
         UserError: what the data set's own loader refuses.
     """
-    data = DATASETS[args.dataset](args, args.data_dir or Path("data") / args.dataset)
+    data = DATASETS[args.dataset](
+        args, args.data_dir or Path("data") / args.dataset, teacher and teacher / photos.SAMPLE
+    )
     data.notes.extend(remarks(data))
     print(data.describe())
     for note in data.notes:

@@ -20,9 +20,16 @@ TRAIN_IMAGES = 5000
 QUERIES = 500  # at most, of validation and of test queries each: a tenth of the pictures
 NEIGHBOURS = 100  # at most, that count as relevant to a query: a tenth of what is searched
 FEWEST = 4
+SAMPLE = "sample.json"  # in a teacher's run
 
 
-def load(data_dir: Path, train_images: int | None = None, seed: int = 0, cache_dir: Path | None = None) -> HashingData:
+def load(
+    data_dir: Path,
+    train_images: int | None = None,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    sample: Path | None = None,
+) -> HashingData:
     """A sample of the pictures below a folder: those that train, as many again that are only searched, and queries.
 
     Files that do not decode and copies of a picture's bytes are left out, with a note. There are no labels: what is
@@ -33,16 +40,21 @@ def load(data_dir: Path, train_images: int | None = None, seed: int = 0, cache_d
         train_images: how many train, at most (``TRAIN_IMAGES`` where None).
         seed: of the sample.
         cache_dir: where digests and the list of what decodes are kept.
+        sample: where ``keep_sample`` keeps one; if it has, that is it, whatever pictures have come since.
 
     Raises:
-        UserError: no such folder, one that can't be read, or fewer than ``FEWEST`` pictures.
+        UserError: no such folder, one that can't be read, fewer than ``FEWEST`` pictures, or a kept one that is gone.
     """
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --data-dir takes the folder that your pictures are in")
-    names = pictures_below(root)
     n_train = train_images or TRAIN_IMAGES
-    kept, notes = _sample(root, names, 2 * n_train + 2 * QUERIES, seed, cache_dir)
+    if sample is not None and sample.exists():
+        kept, notes = _kept_sample(root, sample), [f"the pictures that {sample} names"]
+    else:
+        names = pictures_below(root)
+        kept, notes = _sample(root, names, 2 * n_train + 2 * QUERIES, seed, cache_dir)
+        notes.insert(0, f"{len(names):,} pictures found")
     if len(kept) < FEWEST:
         raise UserError(
             f"{root}: {len(kept)} different pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) that can be read; "
@@ -63,10 +75,28 @@ def load(data_dir: Path, train_images: int | None = None, seed: int = 0, cache_d
         val=val,
         test=test,
         k=min(NEIGHBOURS, max(1, len(database) // 10)),
-        notes=[f"{len(names):,} pictures found", *notes],
+        notes=notes,
         decoded=True,
         title=f"photos {root.resolve().name}",
     )
+
+
+def keep_sample(images: HashingData, run: Path) -> None:
+    """Keep which pictures are the data set, in the order drawn: folders of pictures grow while runs are made of them."""
+    order = np.concatenate([images.val, images.test, images.database]).tolist()
+    write_json(run / SAMPLE, {"names": [images.source.names[i] for i in order]})
+
+
+def _kept_sample(root: Path, file: Path) -> list[str]:
+    names = read_json(file).get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file}: damaged; delete that run, and train again")
+    if gone := [name for name in names if not (root / name).is_file()]:
+        raise UserError(
+            f"{root}: {len(gone)} of the pictures that the run was made of are gone: {some(gone)}; put them back, or "
+            "train a new teacher"
+        )
+    return names
 
 
 def pictures_below(root: Path) -> list[str]:

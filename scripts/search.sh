@@ -18,7 +18,8 @@ TRAIN_IMAGES=${TRAIN_IMAGES:-5000}  # drawn by SEED
 VIEWS=${VIEWS:-4}                   # cached random views an image
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-100}
 EPOCHS=${EPOCHS:-60}
-CLUSTERS=${CLUSTERS:-10}
+# Of a few pictures fewer clusters than ten may be all there can be.
+CLUSTERS=${CLUSTERS:-$([ "$(find -L "$PHOTOS" -type f 2> /dev/null | head -n 100 | wc -l)" -lt 100 ] && echo auto || echo 10)}
 SEED=${SEED:-0}
 DEVICE=${DEVICE:-auto}
 CACHE_DIR=${CACHE_DIR:-cache}

@@ -67,6 +67,22 @@ def test_the_seed_draws_and_the_answer_is_kept(tree, tmp_path, monkeypatch):
         photos.load(tree, 5, 0, cache)
 
 
+def test_a_sample_that_is_kept_stays(tree, tmp_path, photo):
+    first = photos.load(tree, 10)
+    photos.keep_sample(first, tmp_path)
+    for i in range(5):
+        photo(tree / f"new{i}.png", seed=100 + i)
+    assert photos.load(tree, 10).fingerprint != first.fingerprint
+    kept = photos.load(tree, 10, sample=tmp_path / photos.SAMPLE)
+    assert kept.fingerprint == first.fingerprint and np.array_equal(kept.train, first.train)
+    (tree / first.source.names[3]).unlink()
+    with pytest.raises(UserError, match="of the pictures that the run was made of are gone"):
+        photos.load(tree, 10, sample=tmp_path / photos.SAMPLE)
+    (tmp_path / photos.SAMPLE).write_text('{"names": 1}')
+    with pytest.raises(UserError, match="sample.json: damaged"):
+        photos.load(tree, 10, sample=tmp_path / photos.SAMPLE)
+
+
 def test_ten_pictures_are_enough_and_three_are_not(tmp_path, photo):
     for i in range(10):
         photo(tmp_path / "p" / f"{i}.jpg", seed=i)
@@ -108,7 +124,7 @@ def test_the_nearest_are_in_the_databases_order_where_they_are_level():
 
 
 @pytest.mark.slow
-def test_from_pictures_to_a_measure_that_is_no_class_map(cli, tree, tmp_path):
+def test_from_pictures_to_a_measure_that_is_no_class_map(cli, tree, tmp_path, photo):
     words = ["--dataset", "photos", "--data-dir", tree, "--train-images", 20, "--size", 64, "--views", 2]
     words += ["--cache-dir", tmp_path / "cache"]
     code, out = cli(
@@ -116,6 +132,7 @@ def test_from_pictures_to_a_measure_that_is_no_class_map(cli, tree, tmp_path):
         *("--validate-every", 1, "--run-dir", tmp_path / "t"),
     )
     assert code == 0 and "validation mAP@2 of the teacher's nearest by features" in out, out
+    photo(tree / "a" / "new.png", seed=95)  # changes nothing for what is made of this teacher
     code, out = cli(
         *("distill.py", "--teacher", tmp_path / "t", "--student", STUDENT, "--clusters", 3, "--epochs", 2),
         *("--run-dir", tmp_path / "s"),

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT
 from exports import write_export
 from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
 from playwright.sync_api import expect
 from small_search import MARKUP, PHONE, as_bytes, draw, drop, opened, paste, shown, write_index
 
@@ -162,6 +163,7 @@ def test_clicks_pastes_scrolling_and_the_way_back(page, host):
     page.go_back()
     expect(page).to_have_url(first)
     expect(page.locator("#hint")).to_have_text("from the index")
+    expect(page.locator("body.busy")).to_have_count(0)  # else the answer may take the tiles away
     assert page.locator("a[href^=original]").count() == 0  # which a site does not have
     page.keyboard.press("Home")
     tiles = page.locator(".hit button")
@@ -295,6 +297,8 @@ def files() -> dict[str, bytes]:
         "jpeg gray": as_bytes(image.convert("L"), "JPEG"),
         "jpeg cmyk": as_bytes(image.convert("CMYK"), "JPEG"),
         "jpeg progressive": as_bytes(image, "JPEG", progressive=True),
+        "jpeg with a profile": as_bytes(image, "JPEG", icc_profile=ImageCmsProfile(createProfile("sRGB")).tobytes()),
+        "jpeg turned by XMP alone": as_bytes(image, "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
         "png of 16 bits, gray": gray16(1),
         "png of 16 bits, rgb": rgb16(),
         "png palette, see-through": as_bytes(few, transparency=bytes(range(0, 256, 16))),
@@ -314,6 +318,13 @@ def test_pixels_and_codes_are_those_of_python(page, made):
         pixels = np.frombuffer(base64.b64decode(there), np.uint8).reshape(height, width, 3)
         assert np.array_equal(pixels, here), name
         assert page.evaluate(HASH, text) == made[2].code(here).tolist(), name
+
+
+def test_interlaced_gray_of_16_bits_is_refused(page):
+    content = bytearray(gray16(1))
+    content[28] = 1
+    with pytest.raises(Exception, match="save it without interlacing"):
+        page.evaluate(PIXELS, base64.b64encode(content).decode())
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])

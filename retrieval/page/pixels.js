@@ -135,7 +135,8 @@ export async function pixels(file, max) {
     }
   }
   try {
-    if (kind === "PNG" && bytes[24] === 16 && bytes[25] === 0 && bytes[28] === 0) {
+    if (kind === "PNG" && bytes[24] === 16 && bytes[25] === 0) {
+      if (bytes[28]) throw new Error("an interlaced PNG of 16-bit gray, which can't be read here; save it without interlacing");
       const view = new DataView(bytes.buffer);
       const [width, height] = [view.getUint32(16), view.getUint32(20)];
       check(width, height, max);

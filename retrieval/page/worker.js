@@ -179,7 +179,8 @@ async function thumbnail(id) {
   const [first, at] = [(number * info.shard) % info.group, id % info.group];
   const start = sizes.slice(first, at).reduce((sum, size) => sum + size, 0);
   const address = new URL(`thumbs-${number}.bin`, data);
-  const inParts = await (parts ??= part(address, 0, 0).then((response) => response.status === 206 && response.arrayBuffer()));
+  parts ??= part(address, 0, 0).then((response) => response.status === 206 && response.arrayBuffer());
+  const inParts = await parts.catch((error) => { parts = undefined; throw error; }); // asked again the next time
   if (!thumbs.has(number)) {
     const response = inParts && (await part(address, start, start + sizes[at] - 1));
     if (response?.status === 206) return new Blob([await response.arrayBuffer()], { type: "image/jpeg" });
