@@ -154,7 +154,7 @@ class Encoder:
     def make(self, row: dict) -> dict[str, int]:
         """Make the part that a row describes, by its number and the fields of ``Part``; how many pictures it has.
 
-        Its codes are written last: they say that it is done. Made again it has the same bytes.
+        Its codes are removed first and written last: they say that it is done. Made again it has the same bytes.
         """
         number, rows, broken = row.pop("number"), [], []
         schema = columns_of(self.student.width, self.student.hash, self.thumbnails)
@@ -167,6 +167,7 @@ class Encoder:
                 if self.thumbnails:
                     found["thumbnail"] = thumbnail_of(pixels)
                 rows.append(found)
+        self.out.remove(part_name(number))
         if broken:
             self.out.write_table(broken_name(number), pa.Table.from_pylist(broken, BROKEN))
         else:

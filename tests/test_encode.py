@@ -1,5 +1,6 @@
 """Pictures of every kind of source become the same bits as search.py add gives; what is killed goes on."""
 
+import errno
 import io
 import os
 import subprocess
@@ -22,6 +23,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from test_shards import tar_of
 
+import encode
 from data.decode import pixels_of
 from data.pictures import Part, parts_of, pictures
 from retrieval import encoding
@@ -214,6 +216,29 @@ def test_broken_pictures_are_kept_apart_with_their_reason(tmp_path, student):
     tar_of(shard, good)
     encoded(student, tmp_path / "codes", shard)
     assert not (tmp_path / "codes" / broken_name(0)).exists()
+
+
+def test_a_part_that_can_not_be_made_again_is_missing(tmp_path, student, monkeypatch):
+    folder_of(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "zzz.jpg").write_bytes(b"no picture")
+    planned(student, tmp_path / "codes", tmp_path / "photos", 10)
+    (tmp_path / "photos" / "zzz.jpg").write_bytes(jpeg(7))
+    write, out = Output.write, Output(str(tmp_path / "codes"))
+
+    def full(self, name, content):
+        if name.startswith("part-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        write(self, name, content)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(Output, "write", full)
+        encoded(student, tmp_path / "codes", tmp_path / "photos", 10)
+    assert encode.missing(out, 1) == [0]
+    with Index(tmp_path / "index", write=True) as index:
+        with pytest.raises(UserError, match="1 of 1 parts are missing"):
+            encoding.load(index, out.folder)
+        assert len(encoded(student, tmp_path / "codes", tmp_path / "photos", 10)) == 4
+        assert encoding.load(index, out.folder) == encoding.Loaded(added=4)
 
 
 def planned(student: Path, out: Path, source, size: int) -> None:
