@@ -179,6 +179,8 @@ class Encoder:
 def decoded(picture: Picture) -> tuple[dict, np.ndarray | None]:
     """A picture's row less its code, and its pixels; of one that can't be read its path and the reason, and None."""
     name, content = picture
+    if (text := name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")) != name:
+        return {"path": text, "reason": "its name is not UTF-8; rename it"}, None
     try:
         if isinstance(content, UserError):
             raise content

@@ -1,5 +1,6 @@
 """Pictures of every kind of source become the same bits as search.py add gives; what is killed goes on."""
 
+import contextlib
 import errno
 import io
 import os
@@ -7,6 +8,8 @@ import subprocess
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +92,16 @@ def test_lists_name_files_beside_them_or_by_address(tmp_path):
     assert names(tmp_path / "list.parquet") == ["http://h/1.jpg", beside[0]]
 
 
+def test_lists_name_files_as_search_py_does(tmp_path):
+    files = list(map(str, folder_of(tmp_path / "photos", 4)))
+    lines = ["./photos/000.jpg", "photos//002.jpg", f"{tmp_path}/./photos/below/001.jpg"]
+    lines += [f"file://{tmp_path}/photos/below/../below/003.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    assert names(tmp_path / "list.txt") == files
+    pq.write_table(pa.table({"image": [jpeg(i) for i in range(4)], "path": lines}), tmp_path / "held.parquet")
+    assert names(tmp_path / "held.parquet") == files
+
+
 def test_tables_hold_bytes_in_row_groups(tmp_path):
     held = [jpeg(i) for i in range(7)]
     pq.write_table(pa.table({"image": held, "label": list(range(7))}), tmp_path / "plain.parquet", row_group_size=2)
@@ -100,6 +113,8 @@ def test_tables_hold_bytes_in_row_groups(tmp_path):
     pq.write_table(pa.table({"image": struct, "path": [f"{i}.jpg" for i in range(7)]}), tmp_path / "named.parquet")
     assert contents(tmp_path / "named.parquet") == held
     assert names(tmp_path / "named.parquet") == [f"{tmp_path}/{i}.jpg" for i in range(7)]
+    pq.write_table(pa.table({"image": [struct[0], None, {"bytes": None}]}), tmp_path / "empty.parquet")
+    assert [isinstance(content, UserError) for content in contents(tmp_path / "empty.parquet")] == [False, True, True]
     pq.write_table(pa.table({"a": held, "b": held[::-1]}), tmp_path / "two.parquet")
     assert contents(tmp_path / "two.parquet", "b") == held[::-1]
 
@@ -108,6 +123,23 @@ def test_a_shard_is_one_part_and_its_other_members_are_passed_over(tmp_path):
     shard = tar_of(tmp_path / "a.tar", {"x/1.jpg": jpeg(1), "x/1.cls": b"3", "x/._1.jpg": b"?", "x/2.PNG": b"bad"})
     assert contents(shard) == [jpeg(1), b"bad"]
     assert names(tmp_path) == [f"{shard}/x/1.jpg", f"{shard}/x/2.PNG"]  # the shards of a folder
+
+
+def test_a_shard_of_a_folder_and_its_links(tmp_path):
+    folder_of(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "hidden" / ".git").mkdir(parents=True)
+    (tmp_path / "photos" / "hidden" / ".git" / "x.jpg").write_bytes(b"?")
+    os.link(tmp_path / "photos" / "002.jpg", tmp_path / "photos" / "zz.jpg")
+    (tmp_path / "photos" / "soft.jpg").symlink_to("000.jpg")
+    (tmp_path / "photos" / "notes.txt").symlink_to("none")
+    shard = tmp_path / "a.tar"
+    subprocess.run(["tar", "--sort=name", "-cf", shard, "-C", tmp_path / "photos", "."], check=True)
+    found = {name.removeprefix(f"{shard}/"): content for name, content in pictures(Part("shard", str(shard)))}
+    links = {name: str(content) for name, content in found.items() if isinstance(content, UserError)}
+    assert list(links) == ["soft.jpg", "zz.jpg"] and all("a link, or no file" in line for line in links.values())
+    assert {n: c for n, c in found.items() if n not in links} == {
+        name: (tmp_path / "photos" / name).read_bytes() for name in ("000.jpg", "002.jpg", "below/001.jpg")
+    }
 
 
 @pytest.fixture
@@ -173,8 +205,50 @@ def test_tables_and_protocols_that_are_not_clear_are_refused(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         names(tmp_path / "bad.parquet")
+    pq.write_table(pa.table({"path": not_utf8(b"caf\xe9.jpg")}), tmp_path / "odd.parquet")
+    with pytest.raises(UserError, match="column 'path' is not UTF-8"):
+        names(tmp_path / "odd.parquet")
     with pytest.raises(UserError, match="nothing://x: can't be read"):
         names("nothing://x")
+
+
+def test_tables_with_a_damaged_page_are_told(tmp_path):
+    def damaged(column: list) -> str:
+        file = tmp_path / "t.parquet"
+        pq.write_table(pa.table({"url": column}), file, use_dictionary=False)
+        file.write_bytes(b"PAR1" + b"\xff" * 56 + file.read_bytes()[60:])
+        return str(file)
+
+    with pytest.raises(UserError, match=r"t\.parquet: not a readable Parquet file, or damaged"):
+        names(damaged([f"http://h/{i}.jpg" for i in range(1000)]))
+    ((name, fault),) = pictures(Part("rows", damaged([b"x" * 100]), "url"))
+    assert name == f"{tmp_path}/t.parquet" and "or damaged" in str(fault)
+
+
+def test_a_web_server_without_ranges_is_told(tmp_path):
+    pq.write_table(pa.table({"image": [os.urandom(2**20)]}), tmp_path / "t.parquet")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def copyfile(self, source, to):
+            with contextlib.suppress(ConnectionError):  # nobody reads on
+                super().copyfile(source, to)
+
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server,
+        ThreadPoolExecutor(1) as p,
+    ):
+        p.submit(server.serve_forever)
+        url = f"http://127.0.0.1:{server.server_port}/t.parquet"
+        try:
+            with pytest.raises(UserError, match="range requests"):
+                names(url)
+            ((_, fault),) = pictures(Part("rows", url, "image"))
+            assert "range requests" in str(fault)
+        finally:
+            server.shutdown()
 
 
 # Parts
@@ -216,6 +290,22 @@ def test_broken_pictures_are_kept_apart_with_their_reason(tmp_path, student):
     tar_of(shard, good)
     encoded(student, tmp_path / "codes", shard)
     assert not (tmp_path / "codes" / broken_name(0)).exists()
+
+
+def not_utf8(*texts: bytes) -> pa.Array:
+    """A column of text as a careless program writes it."""
+    return pa.array(texts, pa.binary()).view(pa.string())
+
+
+def test_names_that_are_not_utf_8_are_told_escaped(tmp_path, student):
+    tar_of(tmp_path / "a.tar", {"a.jpg": jpeg(1), os.fsdecode(b"caf\xe9.jpg"): jpeg(2)})
+    held = {"image": [jpeg(1), jpeg(2)], "path": not_utf8(b"a.tar/a.jpg", b"a.tar/caf\xe9.jpg")}
+    pq.write_table(pa.table(held), tmp_path / "held.parquet")
+    for source in ("a.tar", "held.parquet"):
+        rows = encoded(student, tmp_path / source.upper(), tmp_path / source)
+        assert [row["path"] for row in rows] == [f"{tmp_path}/a.tar/a.jpg"]
+        (broken,) = pq.read_table(tmp_path / source.upper() / broken_name(0)).to_pylist()
+        assert broken == {"path": f"{tmp_path}/a.tar/caf\\xe9.jpg", "reason": "its name is not UTF-8; rename it"}
 
 
 def test_a_part_that_can_not_be_made_again_is_missing(tmp_path, student, monkeypatch):
