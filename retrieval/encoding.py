@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ from utils.files import written_aside
 READERS = 2  # threads that read and decode ahead of the network
 AHEAD = 6  # pictures that wait, decoded
 BATCH = 10_000  # pictures, at least, that are added to an index at a time
+MET = 1024  # bits a number
 PLAN = pa.schema(
     [("kind", pa.string()), ("file", pa.string()), ("column", pa.string()), ("first", pa.int64())]
     + [("last", pa.int64()), ("paths", pa.list_(pa.string()))]
@@ -256,21 +258,25 @@ def add_new(index: Index, batches: Iterable[list[Row]]) -> Iterator[tuple[int, i
     Raises:
         UserError: two rows of one path and different bytes.
     """
-    known, first = {}, None  # of the folders of the batch before; the first id of all that are added here
+    known = {}  # of the folders of the batch before
+    met: dict[int, int] = defaultdict(int)  # bits by id, ``MET`` a number: pictures that rows of these batches are of
     for rows in batches:
         folders = {os.path.dirname(row.path) for row in rows}
         known = {folder: known[folder] if folder in known else index.known(folder) for folder in folders}
         ids = {row.path: known[os.path.dirname(row.path)].get(os.path.basename(row.path), (None,))[0] for row in rows}
-        digests = {r.path: bytes.fromhex(r.digest) for r in index.records([i for i in ids.values() if i is not None])}
+        digests = {r.id: bytes.fromhex(r.digest) for r in index.records([i for i in ids.values() if i is not None])}
         new: dict[str, Row] = {}
         for row in rows:
-            if row.digest == (new[row.path].digest if row.path in new else digests.get(row.path)):
+            there, same = ids[row.path], new.get(row.path)
+            if row.digest == (same.digest if same else digests.get(there)):
+                if not same:
+                    met[there // MET] |= 1 << there % MET
                 continue
-            if row.path in new or (first is not None and ids[row.path] is not None and ids[row.path] >= first):
+            if same or (there is not None and met[there // MET] >> there % MET & 1):
                 raise UserError(f"{row.path}: two pictures of that name; give each one of its own")
             new[row.path] = row
         added = index.add(list(new.values())) if new else []
         for i, row in zip(added, new.values(), strict=True):
             known[os.path.dirname(row.path)][os.path.basename(row.path)] = i, row.size, row.mtime_ns
-        first = added[0] if first is None and added else first
+            met[i // MET] |= 1 << i % MET
         yield len(new), len(rows) - len(new)

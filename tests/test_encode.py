@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import subprocess
@@ -384,6 +385,19 @@ def test_two_pictures_of_one_name_are_refused(tmp_path, student):
             pytest.raises(UserError, match="two pictures of that name"),
         ):
             encoding.load(index, str(tmp_path / f"codes{size}"))
+
+
+def test_two_pictures_of_one_name_are_refused_again(tmp_path, student, monkeypatch):
+    held = {"image": [jpeg(1), jpeg(2), jpeg(1), jpeg(3)], "path": ["a", "b", "a", "a"]}
+    pq.write_table(pa.table(held), tmp_path / "t.parquet", row_group_size=1)
+    planned(student, tmp_path / "codes", tmp_path / "t.parquet", 1)
+    with Index(tmp_path / "index", write=True) as index:
+        for batch in (1, 1, 2, 10):
+            monkeypatch.setattr(encoding, "BATCH", batch)
+            with pytest.raises(UserError, match="/a: two pictures of that name"):
+                encoding.load(index, str(tmp_path / "codes"))
+            digests = [record.digest for record in index.records(index.codes()[0].tolist())]
+            assert digests == [hashlib.sha256(jpeg(i)).hexdigest() for i in (1, 2)]
 
 
 # The command, on a real Ray
