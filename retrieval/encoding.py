@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data.decode import pixels_of
 from data.pictures import Part, Picture, is_url, pictures, place, read, read_in_arrow
 from retrieval.adding import in_order, taken_at, thumbnail_of
-from retrieval.exported import Exported
+from retrieval.exported import KEYS, Exported
 from retrieval.index import Index, Row
 from utils.errors import UserError, first_line, told
 from utils.files import written_aside
@@ -207,6 +207,15 @@ class Loaded:
     broken: int = 0
 
 
+def card_of(codes: Output) -> dict:
+    """Raises UserError if it is missing or damaged."""
+    with contextlib.suppress(ValueError):  # also what is not UTF-8
+        card = json.loads(read(f"{codes.folder}/card.json"))
+        if isinstance(card, dict) and all(isinstance(card.get(key), kind) for key, kind in KEYS.items()):
+            return card
+    raise UserError(f"{codes.folder}/card.json: damaged; run encode.py again, it writes it again")
+
+
 def load(index: Index, folder: str) -> Loaded:
     """Add the codes of a finished job to an index, in the order of their parts.
 
@@ -222,7 +231,7 @@ def load(index: Index, folder: str) -> Loaded:
     parts, facts = read_plan(codes)
     if lacking := sum(part_name(n) not in names for n in range(len(parts))):
         raise UserError(f"{folder}: {lacking} of {len(parts)} parts are missing; run encode.py again, it goes on")
-    card = json.loads(read(f"{codes.folder}/card.json"))
+    card = card_of(codes)
     index.set_card(card)
     report = Loaded()
 
@@ -230,7 +239,7 @@ def load(index: Index, folder: str) -> Loaded:
         rows = []
         for number in tqdm(range(len(parts)), "loading", unit="part"):
             table = codes.read_table(part_name(number))
-            models = [facts_of(table.schema).get("model_sha256"), facts["model_sha256"], card["model_sha256"]]
+            models = [facts_of(table.schema).get("model_sha256"), facts.get("model_sha256"), card["model_sha256"]]
             if len(set(models)) > 1:
                 raise UserError(
                     f"{folder}/{part_name(number)}: its codes, the plan and card.json are of several models"

@@ -372,6 +372,10 @@ def test_codes_that_are_not_whole_or_of_another_model_are_refused(tmp_path, stud
         (tmp_path / "codes" / part_name(1)).write_bytes(b"junk")
         with pytest.raises(UserError, match=r"part-000001\.parquet: damaged"):
             encoding.load(index, str(tmp_path / "codes"))
+        for content in (b"{", b"[]", b"{}", b"\xff"):
+            (tmp_path / "codes" / "card.json").write_bytes(content)
+            with pytest.raises(UserError, match=r"card\.json: damaged; run encode\.py again"):
+                encoding.load(index, str(tmp_path / "codes"))
 
 
 def test_two_pictures_of_one_name_are_refused(tmp_path, student):
