@@ -58,8 +58,8 @@ class Output:
     """A folder of codes, on this machine or by URL."""
 
     def __init__(self, folder: str):
-        self.folder = folder if is_url(folder) else os.path.abspath(folder)
-        self.files, self.path = place(self.folder)
+        self.files, self.path = place(folder)
+        self.folder = self.path if "file" in self.files.protocol else folder  # file:// is a path too
 
     def names(self) -> set[str]:
         """Files that are there.
@@ -95,7 +95,7 @@ class Output:
         """Raises UserError if it is missing or damaged."""
         try:
             return pq.read_table(read_in_arrow(f"{self.folder}/{name}"))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.folder}/{name}: damaged ({first_line(error)}); delete it, encode again") from None
 
     def remove(self, name: str) -> None:
@@ -216,6 +216,13 @@ def card_of(codes: Output) -> dict:
     raise UserError(f"{codes.folder}/card.json: damaged; run encode.py again, it writes it again")
 
 
+def broken_in(out: Output, n_parts: int) -> int:
+    """How many pictures of a job's parts could not be read."""
+    names = out.names()
+    there = (broken_name(n) for n in range(n_parts) if broken_name(n) in names)
+    return sum(out.read_table(name).num_rows for name in there)
+
+
 def load(index: Index, folder: str) -> Loaded:
     """Add the codes of a finished job to an index, in the order of their parts.
 
@@ -233,7 +240,7 @@ def load(index: Index, folder: str) -> Loaded:
         raise UserError(f"{folder}: {lacking} of {len(parts)} parts are missing; run encode.py again, it goes on")
     card = card_of(codes)
     index.set_card(card)
-    report = Loaded()
+    report = Loaded(broken=broken_in(codes, len(parts)))
 
     def batches() -> Iterator[list[Row]]:
         rows = []
@@ -249,7 +256,6 @@ def load(index: Index, folder: str) -> Loaded:
             if len(rows) >= BATCH:
                 yield rows
                 rows = []
-            report.broken += codes.read_table(broken_name(number)).num_rows if broken_name(number) in names else 0
         yield rows
 
     for added, there in add_new(index, batches()):

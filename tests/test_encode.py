@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import uvicorn
-from conftest import ROOT, command_line
+from conftest import ROOT, command_line, run_here
 from exports import write_export
 from PIL import Image
 from starlette.applications import Starlette
@@ -372,6 +372,10 @@ def test_codes_that_are_not_whole_or_of_another_model_are_refused(tmp_path, stud
         (tmp_path / "codes" / part_name(1)).write_bytes(b"junk")
         with pytest.raises(UserError, match=r"part-000001\.parquet: damaged"):
             encoding.load(index, str(tmp_path / "codes"))
+        whole = (tmp_path / "codes" / part_name(0)).read_bytes()
+        (tmp_path / "codes" / part_name(0)).write_bytes(b"PAR1" + b"\xff" * 56 + whole[60:])
+        with pytest.raises(UserError, match=r"part-000000\.parquet: damaged"):
+            encoding.load(index, str(tmp_path / "codes"))
         for content in (b"{", b"[]", b"{}", b"\xff"):
             (tmp_path / "codes" / "card.json").write_bytes(content)
             with pytest.raises(UserError, match=r"card\.json: damaged; run encode\.py again"):
@@ -402,6 +406,30 @@ def test_two_pictures_of_one_name_are_refused_again(tmp_path, student, monkeypat
                 encoding.load(index, str(tmp_path / "codes"))
             digests = [record.digest for record in index.records(index.codes()[0].tolist())]
             assert digests == [hashlib.sha256(jpeg(i)).hexdigest() for i in (1, 2)]
+
+
+def test_codes_at_a_file_url_appear_whole(tmp_path, monkeypatch):
+    out = Output(f"file://{tmp_path}/codes")
+    assert out.folder == str(tmp_path / "codes")
+    seen, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (seen.append(out.names()), fsync(file)))
+    out.write("card.json", b"{}")
+    assert seen and not any("card.json" in names for names in seen) and "card.json" in out.names()
+
+
+def test_broken_pictures_of_earlier_runs_are_told(tmp_path, student):
+    folder_of(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "zzz.jpg").write_bytes(b"no picture")
+    planned(student, tmp_path / "codes", tmp_path / "photos", 2)
+    facts = {"inputs": [str(tmp_path / "photos")], "column": None, "part": 2, "thumbnails": False}
+    facts["model_sha256"] = Exported(student).hash
+    out = Output(str(tmp_path / "codes"))
+    encoding.write_plan(out, encoding.read_plan(out)[0], facts)
+    words = ["--student", student, "--input", tmp_path / "photos", "--out", tmp_path / "codes", "--part", 2]
+    code, said = run_here("encode.py", *words)
+    assert code == 0 and "2 parts, 2 of them from before" in said and "1 pictures can't be read" in said
+    with Index(tmp_path / "index", write=True) as index:
+        assert encoding.load(index, out.folder) == encoding.Loaded(added=3, broken=1)
 
 
 # The command, on a real Ray
@@ -480,6 +508,7 @@ def test_what_a_killed_worker_or_driver_has_begun_is_done_by_another(tmp_path, s
     assert len(kept) == 5 and not alive, "workers have outlived their driver"
     done = command("encode.py", *words, "--workers", 2)
     assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
+    assert "1 pictures can't be read" in done.stdout
     assert kept == {name: (tmp_path / "codes" / name).stat().st_mtime_ns for name in kept}
     fill(first, jpeg(50))
     done = command("encode.py", *words, "--workers", 1, "--again")
