@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.pictures import Part, is_url, parts_of
-from retrieval.encoding import Encoder, Output, broken_name, part_name, read_plan, write_plan
+from retrieval.encoding import Encoder, Output, broken_in, broken_name, part_name, read_plan, write_plan
 from retrieval.exported import Exported
 from utils.cluster import check_address, ray_on
 from utils.errors import UserError, some
@@ -54,8 +54,8 @@ def missing(out: Output, n_parts: int, again: bool = False) -> list[int]:
     return [n for n in range(n_parts) if part_name(n) not in there or (again and broken_name(n) in there)]
 
 
-def encode_all(args, out: Output, parts: list[Part], numbers: list[int]) -> tuple[int, int]:
-    """Share parts out to workers, each with one student; how many pictures were hashed, and how many were broken."""
+def encode_all(args, out: Output, parts: list[Part], numbers: list[int]) -> int:
+    """Share parts out to workers, each with one student; how many pictures were hashed."""
     coded = broken = 0
     with ray_on(args.ray, args.workers or CORES) as ray, tqdm(total=len(numbers), desc="encoding", unit="part") as bar:
         there = ray.cluster_resources()
@@ -68,7 +68,7 @@ def encode_all(args, out: Output, parts: list[Part], numbers: list[int]) -> tupl
             coded, broken = coded + row["coded"], broken + row["broken"]
             bar.set_postfix(pictures=coded, broken=broken, refresh=False)
             bar.update()
-    return coded, broken
+    return coded
 
 
 def shared_out(args, out: Output, rows: list[dict], workers: int) -> Iterator[dict]:
@@ -118,7 +118,7 @@ def main() -> None:
     parts = planned(args, out, student.hash)
     out.write("card.json", (args.student / "card.json").read_bytes())
     numbers, start = missing(out, len(parts), args.again), time.perf_counter()
-    coded, broken = encode_all(args, out, parts, numbers) if numbers else (0, 0)
+    coded = encode_all(args, out, parts, numbers) if numbers else 0
     if left := missing(out, len(parts)):
         raise UserError(f"{out.folder}: {len(left)} parts are not seen here; --out must be on storage that all share")
     seconds = time.perf_counter() - start
@@ -126,7 +126,7 @@ def main() -> None:
         f"{out.folder}: {len(parts)} parts, {len(parts) - len(numbers)} of them from before; {coded:,} pictures "
         f"hashed to {student.bits} bits in {seconds:,.0f} s"
     )
-    if broken:
+    if broken := broken_in(out, len(parts)):
         print(f"{broken:,} pictures can't be read; {out.folder}/broken-*.parquet say why, --again tries them again")
     del lock
 

@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     options.add_argument(
         "--radius", type=whole(0), metavar="BITS", help="of these only those at most so many bits away"
     )
-    options.add_argument("--within", type=Path, metavar="FOLDER", help="only pictures in it or below it")
+    options.add_argument("--within", type=named, metavar="FOLDER", help="only pictures in it or below it")
     options.add_argument("--label", help="only pictures in folders of this name")
     options.add_argument("--after", type=moment, metavar="DATE", help="only pictures taken then or later: 2024-05-31")
     options.add_argument("--before", type=moment, metavar="DATE", help="only pictures taken earlier")
@@ -119,7 +119,7 @@ def parse() -> argparse.Namespace:
 
     options = command(remove)
     options.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="of a picture, or a folder with all below it"
+        "paths", nargs="+", type=named, metavar="PATH", help="of a picture, or a folder with all below it"
     )
 
     options = command(copy)
@@ -150,8 +150,9 @@ def codes_file(text: str) -> Path:
     return Path(text)
 
 
-def absolute(path: Path) -> str:
-    return os.path.abspath(path)
+def absolute(name: str) -> str:
+    """As the index has it: a path from the root, or a URL."""
+    return name if "://" in name and not name.startswith("/") else os.path.abspath(name)
 
 
 def add(args) -> None:

@@ -4,7 +4,9 @@ A part is what one worker reads at a time: some files, one shard, or some row gr
 needs PyTorch.
 """
 
+import contextlib
 import os
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -13,6 +15,7 @@ from typing import BinaryIO
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.tree import images_below, is_image
@@ -176,8 +179,11 @@ def _csv(file: str) -> pa.Table:
 
 
 def _beside(file: str, name: str) -> str:
-    """What a list names: a URL, an absolute path, or a path from the list's folder."""
-    return name if is_url(name) or name.startswith("/") else f"{file.rpartition('/')[0]}/{name}"
+    """What a list names: a URL, an absolute path, or a path from the list's folder; paths as search.py add has them."""
+    name = name.removeprefix("file://")
+    if not is_url(name) and not name.startswith("/"):
+        name = f"{file.rpartition('/')[0]}/{name}"
+    return name if is_url(name) else os.path.abspath(name)
 
 
 def _check_column(file: str, schema: pa.Schema, column: str) -> None:
@@ -192,7 +198,10 @@ def _addresses(file: str, table: pa.Table, column: str) -> list[str]:
         raise UserError(f"{file}: its column '{column}' holds {values.type}, not text")
     if values.null_count:
         raise UserError(f"{file}: {values.null_count} rows of its column '{column}' are empty")
-    return [_beside(file, name) for name in values.to_pylist()]
+    try:
+        return [_beside(file, name) for name in values.to_pylist()]
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: its column '{column}' is not UTF-8") from None
 
 
 def _column(file: str, schema: pa.Schema, allowed: Iterable[str]) -> str:
@@ -227,12 +236,19 @@ def _of_table(file: str, size: int, column: str | None) -> Iterator[Part]:
                 first, rows = group + 1, 0
 
 
-def _parquet(file: str) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _parquet(file: str) -> Iterator[pq.ParquetFile]:
+    """An open file; what can't be read of it, also later, is a UserError."""
     files, path = place(file)
     try:
-        return pq.ParquetFile(files.open(path, "rb"))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a readable Parquet file ({first_line(error)})") from None
+        with pq.ParquetFile(files.open(path, "rb")) as table:
+            yield table
+    except UserError:
+        raise
+    except Exception as error:  # each protocol has errors of its own
+        raise UserError(
+            f"{file}: not a readable Parquet file, or damaged ({first_line(error)}); write or copy it again"
+        ) from None
 
 
 def pictures(part: Part) -> Iterator[Picture]:
@@ -250,17 +266,24 @@ def _in_rows(part: Part) -> Iterator[Picture]:
             named = "path" in table.schema_arrow.names and part.column != "path"
             for group in range(part.first, part.last + 1):
                 rows = table.read_row_group(group, [part.column] + ["path"] * named, use_threads=False)
-                cells = rows[part.column].to_pylist()
-                names = rows["path"].to_pylist() if named else [None] * len(cells)
-                for cell, name in zip(cells, names, strict=True):
-                    content = cell.get("bytes") if isinstance(cell, dict) else cell
-                    name = _beside(part.file, str(name)) if name else f"{part.file}/{row}"
+                cells = rows[part.column]
+                if pa.types.is_struct(cells.type):
+                    cells = pc.struct_field(cells, "bytes")
+                names = map(_text, rows["path"]) if named else [None] * len(cells)
+                for content, name in zip(cells.to_pylist(), names, strict=True):
+                    name = _beside(part.file, name) if name else f"{part.file}/{row}"
                     yield name, UserError(f"{name}: no bytes in its row") if content is None else content
                     row += 1
     except UserError as error:
         yield part.file, error
-    except (pa.ArrowException, OSError) as error:
-        yield part.file, UserError(f"{part.file}: damaged ({first_line(error)}); write or copy it again")
+
+
+def _text(value: pa.Scalar) -> str | None:
+    """As Python has file names: of any bytes."""
+    try:
+        return None if (text := value.as_py()) is None else str(text)
+    except UnicodeDecodeError as error:
+        return error.object.decode("utf-8", "surrogateescape")
 
 
 def _in_shard(shard: str) -> Iterator[Picture]:
@@ -271,11 +294,16 @@ def _in_shard(shard: str) -> Iterator[Picture]:
         with files.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members.clear()  # tarfile keeps all heads
-                if not member.isfile() or not is_image(member.name) or "/." in f"/{member.name}":
+                inside = posixpath.normpath(f"/./{member.name}")  # `tar -C FOLDER .` calls them ./NAME
+                if member.isdir() or not is_image(inside) or "/." in inside:
                     continue
-                name = f"{shard}/{member.name}"
-                twice = UserError(f"{name}: its name comes twice in the shard")
-                yield name, twice if name in seen else tar.extractfile(member).read()
+                name = f"{shard}{inside}"
+                if name in seen:
+                    yield name, UserError(f"{name}: its name comes twice in the shard")
+                elif not member.isfile():
+                    yield name, UserError(f"{name}: a link, or no file; write it by tar -h --hard-dereference")
+                else:
+                    yield name, tar.extractfile(member).read()
                 seen.add(name)
             if not ends_here(file, tar.offset):
                 yield shard, UserError(f"{shard}: cut or damaged; write or copy it again")

@@ -340,13 +340,19 @@ def keep(index: Index, batch: list, report: Report) -> None:
 
 
 def file_faults(index: Index, every: bool = False) -> list[str]:
-    """Pictures whose files are gone or have changed; the bytes of a sample are hashed, or of ``every`` file."""
+    """Pictures whose files are gone or have changed; the bytes of a sample are hashed, or of ``every`` file.
+
+    Says how many have no file of their own: members of shards, rows of tables, what URLs name.
+    """
     ids, _ = index.codes()
     sample = ids if every else np.random.RandomState(0).choice(ids, min(len(ids), SAMPLE), replace=False)
-    gone, changed, other = [], [], []
+    gone, changed, other, elsewhere = [], [], [], 0
     hashed = set(sample.tolist())
     for start in tqdm(range(0, len(ids), 1024), "comparing files", unit_scale=1024, unit="img", leave=False):
         for record in index.records(ids[start : start + 1024].tolist()):
+            if not record.mtime_ns and not os.path.isfile(record.path):
+                elsewhere += 1
+                continue
             try:
                 state = os.stat(record.path)
                 if (state.st_size, state.st_mtime_ns) != (record.size, record.mtime_ns):
@@ -355,6 +361,8 @@ def file_faults(index: Index, every: bool = False) -> list[str]:
                     other.append(record.path)
             except OSError:
                 gone.append(record.path)
+    if elsewhere:
+        print(f"{elsewhere:,} pictures are not looked at: they came from shards, tables or URLs, not from files")
     return [
         f"{len(paths):,} {what}: {some(paths)}"
         for paths, what in (

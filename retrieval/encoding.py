@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from data.decode import pixels_of
 from data.pictures import Part, Picture, is_url, pictures, place, read, read_in_arrow
 from retrieval.adding import in_order, taken_at, thumbnail_of
-from retrieval.exported import Exported
+from retrieval.exported import KEYS, Exported
 from retrieval.index import Index, Row
 from utils.errors import UserError, first_line, told
 from utils.files import written_aside
@@ -36,6 +37,7 @@ from utils.files import written_aside
 READERS = 2  # threads that read and decode ahead of the network
 AHEAD = 6  # pictures that wait, decoded
 BATCH = 10_000  # pictures, at least, that are added to an index at a time
+MET = 1024  # bits a number
 PLAN = pa.schema(
     [("kind", pa.string()), ("file", pa.string()), ("column", pa.string()), ("first", pa.int64())]
     + [("last", pa.int64()), ("paths", pa.list_(pa.string()))]
@@ -56,8 +58,8 @@ class Output:
     """A folder of codes, on this machine or by URL."""
 
     def __init__(self, folder: str):
-        self.folder = folder if is_url(folder) else os.path.abspath(folder)
-        self.files, self.path = place(self.folder)
+        self.files, self.path = place(folder)
+        self.folder = self.path if "file" in self.files.protocol else folder  # file:// is a path too
 
     def names(self) -> set[str]:
         """Files that are there.
@@ -93,7 +95,7 @@ class Output:
         """Raises UserError if it is missing or damaged."""
         try:
             return pq.read_table(read_in_arrow(f"{self.folder}/{name}"))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.folder}/{name}: damaged ({first_line(error)}); delete it, encode again") from None
 
     def remove(self, name: str) -> None:
@@ -154,7 +156,7 @@ class Encoder:
     def make(self, row: dict) -> dict[str, int]:
         """Make the part that a row describes, by its number and the fields of ``Part``; how many pictures it has.
 
-        Its codes are written last: they say that it is done. Made again it has the same bytes.
+        Its codes are removed first and written last: they say that it is done. Made again it has the same bytes.
         """
         number, rows, broken = row.pop("number"), [], []
         schema = columns_of(self.student.width, self.student.hash, self.thumbnails)
@@ -167,6 +169,7 @@ class Encoder:
                 if self.thumbnails:
                     found["thumbnail"] = thumbnail_of(pixels)
                 rows.append(found)
+        self.out.remove(part_name(number))
         if broken:
             self.out.write_table(broken_name(number), pa.Table.from_pylist(broken, BROKEN))
         else:
@@ -178,6 +181,8 @@ class Encoder:
 def decoded(picture: Picture) -> tuple[dict, np.ndarray | None]:
     """A picture's row less its code, and its pixels; of one that can't be read its path and the reason, and None."""
     name, content = picture
+    if (text := name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")) != name:
+        return {"path": text, "reason": "its name is not UTF-8; rename it"}, None
     try:
         if isinstance(content, UserError):
             raise content
@@ -202,6 +207,22 @@ class Loaded:
     broken: int = 0
 
 
+def card_of(codes: Output) -> dict:
+    """Raises UserError if it is missing or damaged."""
+    with contextlib.suppress(ValueError):  # also what is not UTF-8
+        card = json.loads(read(f"{codes.folder}/card.json"))
+        if isinstance(card, dict) and all(isinstance(card.get(key), kind) for key, kind in KEYS.items()):
+            return card
+    raise UserError(f"{codes.folder}/card.json: damaged; run encode.py again, it writes it again")
+
+
+def broken_in(out: Output, n_parts: int) -> int:
+    """How many pictures of a job's parts could not be read."""
+    names = out.names()
+    there = (broken_name(n) for n in range(n_parts) if broken_name(n) in names)
+    return sum(out.read_table(name).num_rows for name in there)
+
+
 def load(index: Index, folder: str) -> Loaded:
     """Add the codes of a finished job to an index, in the order of their parts.
 
@@ -217,15 +238,15 @@ def load(index: Index, folder: str) -> Loaded:
     parts, facts = read_plan(codes)
     if lacking := sum(part_name(n) not in names for n in range(len(parts))):
         raise UserError(f"{folder}: {lacking} of {len(parts)} parts are missing; run encode.py again, it goes on")
-    card = json.loads(read(f"{codes.folder}/card.json"))
+    card = card_of(codes)
     index.set_card(card)
-    report = Loaded()
+    report = Loaded(broken=broken_in(codes, len(parts)))
 
     def batches() -> Iterator[list[Row]]:
         rows = []
         for number in tqdm(range(len(parts)), "loading", unit="part"):
             table = codes.read_table(part_name(number))
-            models = [facts_of(table.schema).get("model_sha256"), facts["model_sha256"], card["model_sha256"]]
+            models = [facts_of(table.schema).get("model_sha256"), facts.get("model_sha256"), card["model_sha256"]]
             if len(set(models)) > 1:
                 raise UserError(
                     f"{folder}/{part_name(number)}: its codes, the plan and card.json are of several models"
@@ -235,7 +256,6 @@ def load(index: Index, folder: str) -> Loaded:
             if len(rows) >= BATCH:
                 yield rows
                 rows = []
-            report.broken += codes.read_table(broken_name(number)).num_rows if broken_name(number) in names else 0
         yield rows
 
     for added, there in add_new(index, batches()):
@@ -253,21 +273,25 @@ def add_new(index: Index, batches: Iterable[list[Row]]) -> Iterator[tuple[int, i
     Raises:
         UserError: two rows of one path and different bytes.
     """
-    known, first = {}, None  # of the folders of the batch before; the first id of all that are added here
+    known = {}  # of the folders of the batch before
+    met: dict[int, int] = defaultdict(int)  # bits by id, ``MET`` a number: pictures that rows of these batches are of
     for rows in batches:
         folders = {os.path.dirname(row.path) for row in rows}
         known = {folder: known[folder] if folder in known else index.known(folder) for folder in folders}
         ids = {row.path: known[os.path.dirname(row.path)].get(os.path.basename(row.path), (None,))[0] for row in rows}
-        digests = {r.path: bytes.fromhex(r.digest) for r in index.records([i for i in ids.values() if i is not None])}
+        digests = {r.id: bytes.fromhex(r.digest) for r in index.records([i for i in ids.values() if i is not None])}
         new: dict[str, Row] = {}
         for row in rows:
-            if row.digest == (new[row.path].digest if row.path in new else digests.get(row.path)):
+            there, same = ids[row.path], new.get(row.path)
+            if row.digest == (same.digest if same else digests.get(there)):
+                if not same:
+                    met[there // MET] |= 1 << there % MET
                 continue
-            if row.path in new or (first is not None and ids[row.path] is not None and ids[row.path] >= first):
+            if same or (there is not None and met[there // MET] >> there % MET & 1):
                 raise UserError(f"{row.path}: two pictures of that name; give each one of its own")
             new[row.path] = row
         added = index.add(list(new.values())) if new else []
         for i, row in zip(added, new.values(), strict=True):
             known[os.path.dirname(row.path)][os.path.basename(row.path)] = i, row.size, row.mtime_ns
-        first = added[0] if first is None and added else first
+            met[i // MET] |= 1 << i % MET
         yield len(new), len(rows) - len(new)

@@ -171,6 +171,10 @@ class AnyIndex:
                 f"{named(card)}); codes of two models can't be compared: name that one, or make a new index"
             )
 
+    def _known(self, card: dict) -> str | None:
+        """Where the model of this card lies, if that is known."""
+        return self.student if (known := self.card) and known["model_sha256"] == card["model_sha256"] else None
+
     def search(
         self, codes: np.ndarray, k: int, radius: int | None = None, where: Filters = Filters(), unique: bool = False
     ) -> list[list[Hit]]:
@@ -381,12 +385,13 @@ class Index(AnyIndex):
             return _text(self._fact("student"))
 
     def set_card(self, card: dict, student: str | None = None) -> None:
-        """Say which model hashes the pictures, and where it lies.
+        """Say which model hashes the pictures, and where it lies; None leaves that as it is.
 
         Raises:
             UserError: another one has hashed those that are here.
         """
         self._refuse_other(card)
+        student = student or self._known(card)
         with self.transaction():
             facts = {"card": json.dumps(card), "student": os.fsencode(student) if student else None}
             self._con.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())

@@ -352,13 +352,14 @@ class MilvusIndex(AnyIndex):
         return to_path(self._fact("model student") or "") or None
 
     def set_card(self, card: dict, student: str | None = None) -> None:
-        """Say which model hashes the pictures, and where it lies.
+        """Say which model hashes the pictures, and where it lies; None leaves that as it is.
 
         Raises:
             UserError: another one has hashed those that are here.
         """
         self._refuse_other(card)
         self._still_mine()
+        student = student or self._known(card)
         if self._there and self.card["model_sha256"] != card["model_sha256"]:
             self._ask("drop_collection", self.name)  # its codes may be of another width
         self._make(self._facts, FACT, 8, OURS)

@@ -1,11 +1,16 @@
 """Pictures of every kind of source become the same bits as search.py add gives; what is killed goes on."""
 
+import contextlib
+import errno
+import hashlib
 import io
 import os
 import subprocess
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import uvicorn
-from conftest import ROOT, command_line
+from conftest import ROOT, command_line, run_here
 from exports import write_export
 from PIL import Image
 from starlette.applications import Starlette
@@ -22,6 +27,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from test_shards import tar_of
 
+import encode
 from data.decode import pixels_of
 from data.pictures import Part, parts_of, pictures
 from retrieval import encoding
@@ -87,6 +93,16 @@ def test_lists_name_files_beside_them_or_by_address(tmp_path):
     assert names(tmp_path / "list.parquet") == ["http://h/1.jpg", beside[0]]
 
 
+def test_lists_name_files_as_search_py_does(tmp_path):
+    files = list(map(str, folder_of(tmp_path / "photos", 4)))
+    lines = ["./photos/000.jpg", "photos//002.jpg", f"{tmp_path}/./photos/below/001.jpg"]
+    lines += [f"file://{tmp_path}/photos/below/../below/003.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    assert names(tmp_path / "list.txt") == files
+    pq.write_table(pa.table({"image": [jpeg(i) for i in range(4)], "path": lines}), tmp_path / "held.parquet")
+    assert names(tmp_path / "held.parquet") == files
+
+
 def test_tables_hold_bytes_in_row_groups(tmp_path):
     held = [jpeg(i) for i in range(7)]
     pq.write_table(pa.table({"image": held, "label": list(range(7))}), tmp_path / "plain.parquet", row_group_size=2)
@@ -98,6 +114,8 @@ def test_tables_hold_bytes_in_row_groups(tmp_path):
     pq.write_table(pa.table({"image": struct, "path": [f"{i}.jpg" for i in range(7)]}), tmp_path / "named.parquet")
     assert contents(tmp_path / "named.parquet") == held
     assert names(tmp_path / "named.parquet") == [f"{tmp_path}/{i}.jpg" for i in range(7)]
+    pq.write_table(pa.table({"image": [struct[0], None, {"bytes": None}]}), tmp_path / "empty.parquet")
+    assert [isinstance(content, UserError) for content in contents(tmp_path / "empty.parquet")] == [False, True, True]
     pq.write_table(pa.table({"a": held, "b": held[::-1]}), tmp_path / "two.parquet")
     assert contents(tmp_path / "two.parquet", "b") == held[::-1]
 
@@ -106,6 +124,23 @@ def test_a_shard_is_one_part_and_its_other_members_are_passed_over(tmp_path):
     shard = tar_of(tmp_path / "a.tar", {"x/1.jpg": jpeg(1), "x/1.cls": b"3", "x/._1.jpg": b"?", "x/2.PNG": b"bad"})
     assert contents(shard) == [jpeg(1), b"bad"]
     assert names(tmp_path) == [f"{shard}/x/1.jpg", f"{shard}/x/2.PNG"]  # the shards of a folder
+
+
+def test_a_shard_of_a_folder_and_its_links(tmp_path):
+    folder_of(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "hidden" / ".git").mkdir(parents=True)
+    (tmp_path / "photos" / "hidden" / ".git" / "x.jpg").write_bytes(b"?")
+    os.link(tmp_path / "photos" / "002.jpg", tmp_path / "photos" / "zz.jpg")
+    (tmp_path / "photos" / "soft.jpg").symlink_to("000.jpg")
+    (tmp_path / "photos" / "notes.txt").symlink_to("none")
+    shard = tmp_path / "a.tar"
+    subprocess.run(["tar", "--sort=name", "-cf", shard, "-C", tmp_path / "photos", "."], check=True)
+    found = {name.removeprefix(f"{shard}/"): content for name, content in pictures(Part("shard", str(shard)))}
+    links = {name: str(content) for name, content in found.items() if isinstance(content, UserError)}
+    assert list(links) == ["soft.jpg", "zz.jpg"] and all("a link, or no file" in line for line in links.values())
+    assert {n: c for n, c in found.items() if n not in links} == {
+        name: (tmp_path / "photos" / name).read_bytes() for name in ("000.jpg", "002.jpg", "below/001.jpg")
+    }
 
 
 @pytest.fixture
@@ -171,8 +206,50 @@ def test_tables_and_protocols_that_are_not_clear_are_refused(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         names(tmp_path / "bad.parquet")
+    pq.write_table(pa.table({"path": not_utf8(b"caf\xe9.jpg")}), tmp_path / "odd.parquet")
+    with pytest.raises(UserError, match="column 'path' is not UTF-8"):
+        names(tmp_path / "odd.parquet")
     with pytest.raises(UserError, match="nothing://x: can't be read"):
         names("nothing://x")
+
+
+def test_tables_with_a_damaged_page_are_told(tmp_path):
+    def damaged(column: list) -> str:
+        file = tmp_path / "t.parquet"
+        pq.write_table(pa.table({"url": column}), file, use_dictionary=False)
+        file.write_bytes(b"PAR1" + b"\xff" * 56 + file.read_bytes()[60:])
+        return str(file)
+
+    with pytest.raises(UserError, match=r"t\.parquet: not a readable Parquet file, or damaged"):
+        names(damaged([f"http://h/{i}.jpg" for i in range(1000)]))
+    ((name, fault),) = pictures(Part("rows", damaged([b"x" * 100]), "url"))
+    assert name == f"{tmp_path}/t.parquet" and "or damaged" in str(fault)
+
+
+def test_a_web_server_without_ranges_is_told(tmp_path):
+    pq.write_table(pa.table({"image": [os.urandom(2**20)]}), tmp_path / "t.parquet")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def copyfile(self, source, to):
+            with contextlib.suppress(ConnectionError):  # nobody reads on
+                super().copyfile(source, to)
+
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server,
+        ThreadPoolExecutor(1) as p,
+    ):
+        p.submit(server.serve_forever)
+        url = f"http://127.0.0.1:{server.server_port}/t.parquet"
+        try:
+            with pytest.raises(UserError, match="range requests"):
+                names(url)
+            ((_, fault),) = pictures(Part("rows", url, "image"))
+            assert "range requests" in str(fault)
+        finally:
+            server.shutdown()
 
 
 # Parts
@@ -216,6 +293,45 @@ def test_broken_pictures_are_kept_apart_with_their_reason(tmp_path, student):
     assert not (tmp_path / "codes" / broken_name(0)).exists()
 
 
+def not_utf8(*texts: bytes) -> pa.Array:
+    """A column of text as a careless program writes it."""
+    return pa.array(texts, pa.binary()).view(pa.string())
+
+
+def test_names_that_are_not_utf_8_are_told_escaped(tmp_path, student):
+    tar_of(tmp_path / "a.tar", {"a.jpg": jpeg(1), os.fsdecode(b"caf\xe9.jpg"): jpeg(2)})
+    held = {"image": [jpeg(1), jpeg(2)], "path": not_utf8(b"a.tar/a.jpg", b"a.tar/caf\xe9.jpg")}
+    pq.write_table(pa.table(held), tmp_path / "held.parquet")
+    for source in ("a.tar", "held.parquet"):
+        rows = encoded(student, tmp_path / source.upper(), tmp_path / source)
+        assert [row["path"] for row in rows] == [f"{tmp_path}/a.tar/a.jpg"]
+        (broken,) = pq.read_table(tmp_path / source.upper() / broken_name(0)).to_pylist()
+        assert broken == {"path": f"{tmp_path}/a.tar/caf\\xe9.jpg", "reason": "its name is not UTF-8; rename it"}
+
+
+def test_a_part_that_can_not_be_made_again_is_missing(tmp_path, student, monkeypatch):
+    folder_of(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "zzz.jpg").write_bytes(b"no picture")
+    planned(student, tmp_path / "codes", tmp_path / "photos", 10)
+    (tmp_path / "photos" / "zzz.jpg").write_bytes(jpeg(7))
+    write, out = Output.write, Output(str(tmp_path / "codes"))
+
+    def full(self, name, content):
+        if name.startswith("part-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        write(self, name, content)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(Output, "write", full)
+        encoded(student, tmp_path / "codes", tmp_path / "photos", 10)
+    assert encode.missing(out, 1) == [0]
+    with Index(tmp_path / "index", write=True) as index:
+        with pytest.raises(UserError, match="1 of 1 parts are missing"):
+            encoding.load(index, out.folder)
+        assert len(encoded(student, tmp_path / "codes", tmp_path / "photos", 10)) == 4
+        assert encoding.load(index, out.folder) == encoding.Loaded(added=4)
+
+
 def planned(student: Path, out: Path, source, size: int) -> None:
     """A finished job, made without Ray."""
     parts, model = list(parts_of(str(source), size)), Exported(student)
@@ -256,6 +372,14 @@ def test_codes_that_are_not_whole_or_of_another_model_are_refused(tmp_path, stud
         (tmp_path / "codes" / part_name(1)).write_bytes(b"junk")
         with pytest.raises(UserError, match=r"part-000001\.parquet: damaged"):
             encoding.load(index, str(tmp_path / "codes"))
+        whole = (tmp_path / "codes" / part_name(0)).read_bytes()
+        (tmp_path / "codes" / part_name(0)).write_bytes(b"PAR1" + b"\xff" * 56 + whole[60:])
+        with pytest.raises(UserError, match=r"part-000000\.parquet: damaged"):
+            encoding.load(index, str(tmp_path / "codes"))
+        for content in (b"{", b"[]", b"{}", b"\xff"):
+            (tmp_path / "codes" / "card.json").write_bytes(content)
+            with pytest.raises(UserError, match=r"card\.json: damaged; run encode\.py again"):
+                encoding.load(index, str(tmp_path / "codes"))
 
 
 def test_two_pictures_of_one_name_are_refused(tmp_path, student):
@@ -269,6 +393,43 @@ def test_two_pictures_of_one_name_are_refused(tmp_path, student):
             pytest.raises(UserError, match="two pictures of that name"),
         ):
             encoding.load(index, str(tmp_path / f"codes{size}"))
+
+
+def test_two_pictures_of_one_name_are_refused_again(tmp_path, student, monkeypatch):
+    held = {"image": [jpeg(1), jpeg(2), jpeg(1), jpeg(3)], "path": ["a", "b", "a", "a"]}
+    pq.write_table(pa.table(held), tmp_path / "t.parquet", row_group_size=1)
+    planned(student, tmp_path / "codes", tmp_path / "t.parquet", 1)
+    with Index(tmp_path / "index", write=True) as index:
+        for batch in (1, 1, 2, 10):
+            monkeypatch.setattr(encoding, "BATCH", batch)
+            with pytest.raises(UserError, match="/a: two pictures of that name"):
+                encoding.load(index, str(tmp_path / "codes"))
+            digests = [record.digest for record in index.records(index.codes()[0].tolist())]
+            assert digests == [hashlib.sha256(jpeg(i)).hexdigest() for i in (1, 2)]
+
+
+def test_codes_at_a_file_url_appear_whole(tmp_path, monkeypatch):
+    out = Output(f"file://{tmp_path}/codes")
+    assert out.folder == str(tmp_path / "codes")
+    seen, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (seen.append(out.names()), fsync(file)))
+    out.write("card.json", b"{}")
+    assert seen and not any("card.json" in names for names in seen) and "card.json" in out.names()
+
+
+def test_broken_pictures_of_earlier_runs_are_told(tmp_path, student):
+    folder_of(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "zzz.jpg").write_bytes(b"no picture")
+    planned(student, tmp_path / "codes", tmp_path / "photos", 2)
+    facts = {"inputs": [str(tmp_path / "photos")], "column": None, "part": 2, "thumbnails": False}
+    facts["model_sha256"] = Exported(student).hash
+    out = Output(str(tmp_path / "codes"))
+    encoding.write_plan(out, encoding.read_plan(out)[0], facts)
+    words = ["--student", student, "--input", tmp_path / "photos", "--out", tmp_path / "codes", "--part", 2]
+    code, said = run_here("encode.py", *words)
+    assert code == 0 and "2 parts, 2 of them from before" in said and "1 pictures can't be read" in said
+    with Index(tmp_path / "index", write=True) as index:
+        assert encoding.load(index, out.folder) == encoding.Loaded(added=3, broken=1)
 
 
 # The command, on a real Ray
@@ -347,6 +508,7 @@ def test_what_a_killed_worker_or_driver_has_begun_is_done_by_another(tmp_path, s
     assert len(kept) == 5 and not alive, "workers have outlived their driver"
     done = command("encode.py", *words, "--workers", 2)
     assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
+    assert "1 pictures can't be read" in done.stdout
     assert kept == {name: (tmp_path / "codes" / name).stat().st_mtime_ns for name in kept}
     fill(first, jpeg(50))
     done = command("encode.py", *words, "--workers", 1, "--again")

@@ -109,6 +109,7 @@ def test_an_index_that_is_not_there_and_one_that_is_empty(place):
             not index.broken() and not index.known("/p") and index.same(b"x" * 32) is None and not index.remove(["/p"])
         )
         index.set_card(card(20), "/exports/mine")
+        index.set_card(card(20))  # of codes that say no more
         assert (index.bits, index.width, index.student) == (20, 3, "/exports/mine") and index.card == card(20)
         assert index.search(np.zeros((2, 3), np.uint8), 5) == [[], []] and not index.count(Filters(label="x"))
     with open_index(place()) as reader:

@@ -422,12 +422,14 @@ def test_another_model_is_refused(tmp_path):
         index.set_card(card(32, model="b" * 64), "/exports/other")  # nothing is there that was hashed by the first
         index.add(rows(2, width=4))
         index.set_card(card(32, model="b" * 64), "/exports/moved")
+        index.set_card(card(32, model="b" * 64))  # of codes that say no more
         assert index.student == "/exports/moved"
         with pytest.raises(UserError, match=r"2 pictures were hashed by another model .*bbbb.*aaaa.*a new index"):
             index.set_card(card())
         index.remove(["/"])
         index.set_card(card())
         index.add(rows(3))
+        assert index.student is None
         assert index.search(np.zeros((1, 8), np.uint8), 9)[0][0].distance >= 0 and not index.faults()
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from retrieval import adding
 from retrieval.adding import add, file_faults
 from retrieval.codes import hamming_topk
 from retrieval.exported import Exported
-from retrieval.index import Filters, Index
+from retrieval.index import Filters, Index, Row
 from utils.errors import UserError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -489,6 +490,20 @@ def test_check_finds_files_that_are_gone_changed_or_not_what_they_were(made, tre
     for line in ("1 files are gone", "1 files have another size or time", "1 files have other bytes"):
         assert line in said
     assert str(file) in said
+
+
+def test_pictures_from_shards_and_urls_are_found_by_name_and_not_looked_at(made, tree):
+    with Index(made, write=True) as index:
+        row = Row("", 9, 0, b"d" * 32, index.codes()[1][0], b"", 0.0)
+        there = ["s3://bucket/x/1.jpg", "s3://bucket/y.jpg", f"{tree}/a.tar/2.jpg", f"{tree}/t.parquet/0"]
+        index.add([replace(row, path=path) for path in there])
+    code, said = run_here("search.py", "check", "--index", made, "--files")
+    assert code == 0 and "4 pictures are not looked at" in said and "no fault found" in said
+    code, said = run_here("search.py", "query", "--index", made, tree / "00.png", "--within", "s3://bucket/x", "--json")
+    assert code == 0 and [hit["path"] for hit in json.loads(said)[0]["results"]] == there[:1]
+    for names in (there[:1], ["s3://bucket/"], [f"{tree}/a.tar"]):
+        code, said = run_here("search.py", "remove", "--index", made, *names)
+        assert code == 0 and "1 forgotten" in said
 
 
 @pytest.mark.parametrize(
