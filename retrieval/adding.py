@@ -243,7 +243,11 @@ def compare(index: Index, roots: Sequence[Path]) -> tuple[Report, list[File], li
 
     def lost(path: str) -> bool:
         """Whether a folder or file that was not met would have been, were it there."""
-        return any(_is_below(path, root) for root in folders) and not any(_is_below(path, c) for c in closed)
+        return (
+            any(_is_below(path, root) for root in folders)
+            and not any(_is_below(path, c) for c in closed)
+            and not any(map(os.path.isfile, (path, *Path(path).parents)))  # in a shard or table
+        )
 
     for folder in filter(lost, set(index.folders()) - looked):
         gone += [picture for picture, *_ in index.known(folder).values()]

@@ -196,6 +196,16 @@ def test_prune_keeps_what_cannot_be_listed(tree, index, model, monkeypatch):
     assert report.unreadable == [f"{tree}/trips: can't be read (Permission denied)"]
 
 
+def test_prune_keeps_pictures_of_shards(tree, index, model):
+    add(index, model, [tree])
+    (tree / "shard.tar").write_bytes(b"")
+    for name in ("a.jpg", "b/c.jpg"):  # as add --codes has them
+        index.add([Row(f"{tree}/shard.tar/{name}", 1, 0, name.encode().ljust(32), np.zeros(8, np.uint8), b"", 0.0)])
+    assert add(index, model, [tree], prune=True).forgotten == 0
+    (tree / "shard.tar").unlink()
+    assert add(index, model, [tree], prune=True).forgotten == 2
+
+
 def test_prune_keeps_what_links_lead_to_that_is_not_mounted(tree, index, model, photo):
     disk = tree.parent / "disk"
     photo(disk / "album" / "a.png", seed=61)
