@@ -293,6 +293,8 @@ def files() -> dict[str, bytes]:
     made |= {f"png {mode}": as_bytes(image.convert(mode)) for mode in ("RGB", "L", "1", "P")}
     made |= {f"png {mode}": as_bytes(see_through(image).convert(mode)) for mode in ("RGBA", "LA")}
     made |= {f"bmp {mode}": as_bytes(image.convert(mode), "BMP") for mode in ("RGB", "L", "1")}
+    sizes = np.random.RandomState(0).randint(8, 400, (57, 2)).tolist()
+    made |= {f"jpeg of {w} x {h}": as_bytes(draw(w, (w, h)), "JPEG", quality=w % 60 + 40) for w, h in sizes}
     return made | {
         "jpeg gray": as_bytes(image.convert("L"), "JPEG"),
         "jpeg cmyk": as_bytes(image.convert("CMYK"), "JPEG"),
