@@ -324,7 +324,7 @@ def remove(args) -> None:
 
 def copy(args) -> None:
     """Copy an index, from a file to Milvus or back; both are compared afterwards."""
-    with open_index(args.source) as source, open_index(args.to, write=True) as to:
+    with open_index(args.source) as source, source.at_one_moment(), open_index(args.to, write=True) as to:
         copied, there = engines.copy(source, to)
         print(f"{args.to}: {copied:,} copied, {there:,} there before; {len(to):,} pictures, the same as {args.source}")
 

@@ -9,7 +9,7 @@ set -eu
 export PYTHON="$PY"
 
 TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr"
-TABLES="$TABLES tinyimagenet100 mirflickr_masks digits_masks digits_masks_confirmed"
+TABLES="$TABLES cifar10_five_seeds tinyimagenet100 mirflickr_masks digits_masks digits_masks_confirmed"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats
@@ -19,6 +19,7 @@ export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
 case $TABLE in
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
+    cifar10_five_seeds) export DATASET=cifar10 NAME="$TABLE" SEEDS="0 1 2 3 4" ;;
     cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
     mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
     # Pictures of 64 pixels, seen at 128.
@@ -39,6 +40,7 @@ esac
 case $TABLE in
     digits) set -- $ALL ;;
     cifar10) export BITS="16 32 64" && set -- $ALL "brcd --no-mask" ;;
+    cifar10_five_seeds) set -- $ALL "brcd --no-mask" ;;
     cifar10_112) export STUDENT_FLAGS="--student-size 112" && set -- $ALL "brcd --no-mask" ;;
     cifar10_ablations)
         CELLS="brcd"
