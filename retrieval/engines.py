@@ -70,6 +70,8 @@ def copy(source, to) -> tuple[int, int]:
             ]
 
     copied, there = map(sum, zip(*add_new(to, batches()), strict=True))
+    if there:
+        follow(source, to)
     to.note_broken(source.broken())
     if fingerprint(source) != fingerprint(to):
         raise UserError(
@@ -77,6 +79,17 @@ def copy(source, to) -> tuple[int, int]:
             "copy to a new index"
         )
     return copied, there
+
+
+def follow(source, to) -> None:
+    """Sizes and times of pictures that were there before are those of the source: their files may be touched since."""
+    for folder in source.folders():
+        there, stats = to.known(folder), []
+        for name, (_, *stat) in source.known(folder).items():
+            i, *before = there.get(name, (None, *stat))
+            stats += [(i, *stat)] if stat != before else []
+        for start in range(0, len(stats), BATCH):
+            to.touch(stats[start : start + BATCH])
 
 
 def fingerprint(index) -> str:

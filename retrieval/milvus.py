@@ -45,12 +45,15 @@ MOST = 16384  # results a query, by Milvus
 WINDOW = 500_000  # results a call, so that no message is too large
 ROWS = 10_000  # rows a call
 LISTS = 1024  # IVF's inverted lists
+EVERY = 65536  # lists a search looks at, at most, by Milvus
 RECALL_QUERIES, RECALL_K = 100, 100
 LEVELS = ("Strong", "Session", "Bounded", "Eventually")
 OURS = "brcd index, format 1"
 PATH = 16384  # bytes, at most
-# Errors that pass by themselves: a node that starts, moves or is loading.
-PASSING = {1, 2, 8, 101, 103, 106, 400, 401, 500, 501, 503, 901, 902, 903, 904}
+NOT_LOADED = {101, 103}
+# Errors that pass by themselves: a node that starts, moves or is loading; and those that do not, whatever they quote.
+PASSING = {1, 2, 8, 106, 400, 401, 500, 501, 503, 901, 902, 903, 904} | NOT_LOADED
+FINAL = {100, 1100}  # no such collection, a call that is wrong
 PASSING_TEXT = re.compile(
     r"not (yet )?(ready|healthy|loaded|fully loaded|serving|available|initialized)|unavailable|offline|no available"
     r"|node not (found|match)|channel|shard leader|recovering|starting|timeout|deadline|lag",
@@ -88,8 +91,8 @@ def to_path(text: str) -> str:
     return text.translate(BACK)
 
 
-def quoted(text: str) -> str:
-    """As a string in a filter."""
+def quoted(text: str | int) -> str:
+    """As a value in a filter."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -134,9 +137,11 @@ class MilvusIndex(AnyIndex):
     most = MOST - 1
 
     def __init__(self, name: str, write: bool = False, nprobe: int | None = None):
-        self.path, self.nprobe, self._lock, self._last, self._ivf, self._client = name, nprobe, None, 0, None, None
+        self.path, self.nprobe, self._lock, self._last, self._client = name, nprobe, None, 0, None
         uri, self.name, level = parsed(name)
         self._facts, self._writer = f"{self.name}_facts", f"{self.name}_writer"
+        host = re.escape(uri.partition("//")[2])
+        self._names = re.compile(rf"\b{self.name}(_facts|_writer)?\b|{host}")  # of any words, in errors too
         self._client = self._connected(uri)
         try:
             # A writer is alone: it sees what it added ("Session"; of what it removed only "Strong" is sure). A reader's
@@ -193,21 +198,33 @@ class MilvusIndex(AnyIndex):
             try:
                 return getattr(self._client, method)(*args, timeout=timeout, **kwargs)
             except (MilvusException, grpc.RpcError) as error:
-                if not passing(error) or time.monotonic() + pause > end:
+                if not self._passes(error) or time.monotonic() + pause > end:
                     raise self._refused(error) from None
                 time.sleep(pause)
                 pause = min(2 * pause, 5)
 
+    def _passes(self, error: Exception) -> bool:
+        """Whether the same call may succeed later."""
+        code, text = told(error)
+        if isinstance(code, grpc.StatusCode):
+            return code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        if code in PASSING or code in FINAL:
+            return code in PASSING
+        return getattr(error, "retriable", False) or bool(PASSING_TEXT.search(self._names.sub("", text)))
+
     def _refused(self, error: Exception) -> UserError:
-        text = first_line(getattr(error, "message", None) or getattr(error, "details", str)() or error)
-        code = getattr(error, "code", None)
-        code = code() if callable(code) else code
-        where = self.path
-        if "auth" in text.lower() or code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        code, text = told(error)
+        where, text, words = self.path, first_line(text), self._names.sub("", first_line(text))
+        if "auth" in words.lower() or code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return UserError(f"{where}: credentials are needed or wrong: set MILVUS_TOKEN=USER:PASSWORD ({text})")
-        if "quota" in text or "no space" in text or "disk" in text:
+        if "quota" in words or "no space" in words or "disk" in words:
             return UserError(f"{where}: no space is left there; what was added before is kept ({text})")
-        if passing(error) or isinstance(error, grpc.FutureTimeoutError) or "connect" in text:
+        if code in NOT_LOADED:
+            return UserError(
+                f"{where}: is not loaded ({text}); wait while search.py add --approximate is at work there; if it was "
+                "killed, run it again"
+            )
+        if self._passes(error) or isinstance(error, grpc.FutureTimeoutError) or "connect" in words:
             return UserError(f"{where}: no Milvus server answers there ({text}); start it, or mend the address")
         return UserError(f"{where}: Milvus refuses ({text})")
 
@@ -216,10 +233,13 @@ class MilvusIndex(AnyIndex):
         there = set(self._ask("list_collections"))
         for name in {self.name, self._facts} & there:
             if self._ask("describe_collection", name)["description"] != OURS:
-                raise UserError(f"{self.path}: {name} is a collection of another project; choose another name")
+                raise self._alien(name)
         if self.name in there and self._facts not in there:
             raise UserError(f"{self.path}: damaged: {self._facts} is not there; drop {self.name} and add again")
         return {self.name, self._facts} <= there
+
+    def _alien(self, name: str) -> UserError:
+        return UserError(f"{self.path}: {name} is a collection of another project; choose another name")
 
     def _hold(self) -> None:
         """The writer's lock: a collection that says whose it is.
@@ -251,9 +271,15 @@ class MilvusIndex(AnyIndex):
     def _holder(self) -> dict | None:
         if self._writer not in self._ask("list_collections"):
             return None
-        with contextlib.suppress(UserError):
-            return json.loads(self._ask("describe_collection", self._writer)["description"])
-        return None
+        try:
+            description = self._ask("describe_collection", self._writer)["description"]
+        except UserError:  # given back meanwhile
+            return None
+        try:
+            holder = json.loads(description)
+            return {key: holder[key] for key in ("host", "pid", "started", "token")}
+        except (ValueError, TypeError, KeyError):
+            raise self._alien(self._writer) from None
 
     def _still_mine(self) -> None:
         if (self._holder() or {}).get("token") != json.loads(self._lock)["token"]:
@@ -302,6 +328,9 @@ class MilvusIndex(AnyIndex):
         self._folders, self._broken = set(), {}
         if not self._there:
             return
+        for name, fields in ((self._facts, FACT), (self.name, PICTURE)):
+            self._make(name, fields, 8, OURS)  # what one that was killed while it made lists has taken away
+            self._ask("load_collection", name)
         self._last = next_id = int(time.time() * 1e6)
         step = 1_000_000
         while self._count(f"id >= {next_id}", "Strong"):  # of a machine whose clock is ahead
@@ -383,27 +412,22 @@ class MilvusIndex(AnyIndex):
         return self._count(filter_of(where))
 
     def _all(self, collection: str, condition: str, fields: list[str], level: str | None = None) -> Iterator[dict]:
-        """Rows of a collection in the order of their keys."""
-        if not self._there:
+        """All rows of a collection that a filter lets through."""
+        rows = self._query(condition, fields, level or self._whole, collection, limit=ROWS)
+        if len(rows) < ROWS:
+            yield from rows
             return
-        try:
-            rows = self._ask(
-                "query_iterator",
-                collection,
-                batch_size=ROWS,
-                filter=condition,
-                output_fields=fields,
-                consistency_level=level or self._whole,
-            )
-            while batch := rows.next():
-                yield from batch
-            rows.close()
-        except (MilvusException, grpc.RpcError) as error:
-            raise self._refused(error) from None
+        # As pymilvus' iterator, which can't quote keys: in their order, and a batch of fewer need not be the last.
+        how = {"limit": ROWS, "iterator": "True", "reduce_stop_for_best": True}
+        key, after = "name" if collection == self._facts else "id", ""
+        while rows := self._query(both(condition, after), fields, "Strong", collection, **how):
+            yield from rows
+            after = f"{key} > {quoted(rows[-1][key])}"
 
     def _found(self, codes: np.ndarray, limit: int, condition: str, nprobe: int | None, level: str) -> Iterator[tuple]:
         """(distances, ids) of every code, by distance and id; of ties at the end Milvus chooses some."""
-        params = {"nprobe": min(nprobe or LISTS, self._lists)} if self._lists else {}
+        # Always, since another process may have made lists by now: without lists Milvus looks at all codes anyway.
+        params = {"nprobe": min(nprobe or EVERY, EVERY)}
         step = min(max(1, WINDOW // limit), 1000)
         for i in range(0, len(codes), step):
             lists = self._ask(
@@ -606,10 +630,8 @@ class MilvusIndex(AnyIndex):
     @property
     def _lists(self) -> int:
         """How many lists the IVF index has; 0: there is none, every search looks at all codes."""
-        if self._ivf is None and self._there:
-            found = self._ask("describe_index", self.name, "code")
-            self._ivf = int(found.get("nlist", 0)) if found["index_type"] == "BIN_IVF_FLAT" else 0
-        return self._ivf or 0
+        found = self._ask("describe_index", self.name, "code") if self._there else None
+        return int((found or {}).get("nlist", 0))
 
     def make_approximate(self) -> None:
         """Build IVF's lists, so that searches may look at the nearest of them alone; exact ones look at all."""
@@ -622,11 +644,12 @@ class MilvusIndex(AnyIndex):
         index.add_index("code", "BIN_IVF_FLAT", "code", metric_type="HAMMING", params={"nlist": LISTS})
         self._ask("create_index", self.name, index, timeout=BUILD)
         self._ask("load_collection", self.name, timeout=BUILD)
-        self._ivf = None
 
     def recall(self) -> tuple[float, int]:
         """(share, k): how many of the exact k nearest of some of its own codes the approximate search gives."""
         rows = self._query("id >= 0", ["code"], limit=MOST)
+        if not rows:
+            raise UserError(f"{self.path}: is empty; there is nothing to search")
         chosen = np.random.RandomState(0).permutation(len(rows))[:RECALL_QUERIES]
         codes = np.stack([_code(rows[i]) for i in chosen])
         exact, approximate = (self._ranked(codes, RECALL_K, "", nprobe) for nprobe in (None, self.nprobe))
@@ -770,14 +793,11 @@ def started(process: int) -> str | None:
         return None
 
 
-def passing(error: Exception) -> bool:
-    """Whether the same call may succeed later."""
+def told(error: Exception) -> tuple[object, str]:
+    """(code, message) of an error of pymilvus or gRPC."""
     code = getattr(error, "code", None)
-    code = code() if callable(code) else code
-    if isinstance(code, grpc.StatusCode):
-        return code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-    text = str(getattr(error, "message", error))
-    return getattr(error, "retriable", False) or code in PASSING or bool(PASSING_TEXT.search(text))
+    text = getattr(error, "message", None) or getattr(error, "details", str)() or error
+    return code() if callable(code) else code, str(text)
 
 
 def parsed(name: str) -> tuple[str, str, str]:

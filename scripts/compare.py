@@ -58,10 +58,14 @@ class Cell:
 
 
 class Runner:
-    """Runs command lines with a share of the cores, logs each beside its run, remembers what failed."""
+    """Runs command lines with a share of the cores, logs each beside its run, remembers what failed.
+
+    Attributes:
+        machines: (cores, jobs at most) of each machine; a job lies on one.
+    """
 
     def __init__(self, cores: int):
-        self.cores, self.failed, self.lock = cores, [], threading.Lock()
+        self.machines, self.failed, self.lock = [(cores, cores)], [], threading.Lock()
         # Importing PyTorch and the rest costs seconds, of which short runs are mostly made: a server imports them once,
         # and every command line is a process forked from it.
         self.processes = multiprocessing.get_context("forkserver")
@@ -82,19 +86,34 @@ class Runner:
                     self.failed.append(job.log)
                 return
 
+    def stop(self) -> None:
+        """Ctrl-C reaches its processes by itself."""
+
 
 class OnRay:
     """The same on Ray: a job is a task, which runs again elsewhere if its worker is lost, and resumes."""
 
     def __init__(self, ray, gpus: float):
-        self.cores = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes()))  # a job lies on one machine
-        self.ray, self.gpus, self.failed, self.lock = ray, gpus, [], threading.Lock()
+        self.ray, self.gpus, self.tasks, self.failed, self.lock = ray, gpus, [], [], threading.Lock()
+        self.machines = []
+        for has in (node["Resources"] for node in ray.nodes() if node["Alive"]):
+            cores = int(has.get("CPU", 0))
+            if most := min(cores, int(has.get("GPU", 0) / gpus)) if gpus else cores:
+                self.machines.append((cores, most))
+        if not self.machines:
+            raise UserError(f"no machine of the Ray cluster has a core and {gpus:g} of a GPU for a cell; see --gpus")
 
     def run(self, job: "Job", threads: int) -> None:
-        task = self.ray.remote(num_cpus=threads, num_gpus=self.gpus, max_retries=RETRIES)(run_on_worker)
-        if self.ray.get(task.remote(os.getcwd(), job, threads)):
+        how = {"num_cpus": threads, "num_gpus": self.gpus, "max_retries": RETRIES}
+        task = self.ray.remote(**how)(run_on_worker).remote(os.getcwd(), job, threads)
+        self.tasks.append(task)
+        if self.ray.get(task):
             with self.lock:
                 self.failed.append(job.log)
+
+    def stop(self) -> None:
+        for task in self.tasks:
+            self.ray.cancel(task, force=True)
 
 
 @functools.cache
@@ -196,23 +215,35 @@ def student_jobs(args, common: list, cells: list[Cell]) -> list[Job]:
     return jobs
 
 
-def run_all(runner: Runner, jobs: list[Job], title: str, parallel: int) -> None:
-    """The first job of each kind of features runs alone with all cores, since it extracts them; the rest side by
-    side."""
+def share(machines: list[tuple[int, int]], parallel: int) -> int:
+    """The most cores a job with which so many still run side by side."""
+    most = max(cores for cores, _ in machines)
+    room = {t: sum(min(cores // t, jobs) for cores, jobs in machines) for t in range(1, most + 1)}
+    return max((threads for threads, jobs in room.items() if jobs >= parallel), default=1)
+
+
+def run_all(runner: Runner | OnRay, jobs: list[Job], title: str, parallel: int | None) -> None:
+    """The first job of each kind of features runs alone with all cores of a machine, since it extracts them; the rest
+    side by side, as many as there is room for unless ``parallel`` says how many."""
+    parallel = parallel or sum(most for _, most in runner.machines)
     first = {job.features: job for job in reversed(jobs)}
     with tqdm(total=len(jobs), desc=title, unit="run") as bar:
         for job in jobs:
             if first[job.features] is job:
-                runner.run(job, runner.cores)
+                runner.run(job, share(runner.machines, 1))
                 bar.update()
         rest = [job for job in jobs if first[job.features] is not job]
         with ThreadPoolExecutor(parallel) as pool:
-            threads = max(1, runner.cores // parallel)
+            threads = share(runner.machines, parallel)
             running = [pool.submit(runner.run, job, threads) for job in sorted(rest, key=lambda job: not job.slow)]
             try:
                 for done in as_completed(running):
                     done.result()
                     bar.update()
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                runner.stop()
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)  # interrupted, it begins no more
 
@@ -241,7 +272,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=whole(1), default=400, help="at most")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
-    parser.add_argument("--jobs", type=whole(1), default=cores, help="processes side by side")
+    parser.add_argument("--jobs", type=whole(1), help="side by side (default: the cores, of all machines)")
     parser.add_argument("--engine", type=one_of(("local", "ray")), default="local", help="what shares the cells out")
     parser.add_argument("--ray", default="", help="address of a Ray cluster; without it Ray is started here")
     parser.add_argument("--gpus", type=real(0), default=0, help="of Ray: share of a GPU a cell")

@@ -22,6 +22,8 @@ TEACHER_EPOCHS=${TEACHER_EPOCHS:-100}
 EPOCHS=${EPOCHS:-60}
 DEVICE=${DEVICE:-auto}
 CACHE_DIR=${CACHE_DIR:-cache}
+JOBS=${JOBS:-}                      # students side by side; without it as many as there are cores
+GPUS=${GPUS:-}                      # of Ray: share of a GPU a student, such as 0.5
 
 [ $# -gt 0 ] || set -- none rkd pkt sp kl crd sskd crcd packd brcd
 
@@ -29,4 +31,4 @@ CACHE_DIR=${CACHE_DIR:-cache}
     --teacher-hashing "$TEACHER_HASHING" --student "$STUDENT" --flags="$FLAGS" --student-flags="$STUDENT_FLAGS" \
     --bits $BITS --seeds $SEEDS --views "$VIEWS" --teacher-epochs "$TEACHER_EPOCHS" --epochs "$EPOCHS" --device "$DEVICE" --cache-dir "$CACHE_DIR" \
     --engine "$ENGINE" --ray "$([ "$ENGINE" = local ] || echo "${RAY_ADDRESS:-}")" \
-    --methods "$@"
+    ${JOBS:+--jobs "$JOBS"} ${GPUS:+--gpus "$GPUS"} --methods "$@"

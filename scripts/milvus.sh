@@ -20,6 +20,8 @@ answers() {
 case ${1:-} in
 start)
     running && { echo "error: a server of $DATA is running; sh $0 stop ends it" >&2; exit 1; }
+    "$PY" -c 'import socket, sys; socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2)' "$PORT" 2>/dev/null &&
+        { echo "error: port $PORT is another server's; choose one: PORT=19531 sh $0 start" >&2; exit 1; }
     mkdir -p "$DATA"
     # Ports beside --proxy-port are taken as they are free; etcd's would be the same ones for every server.
     for urls in listen-client advertise-client listen-peer initial-advertise-peer; do

@@ -19,12 +19,14 @@ import psutil
 import pytest
 from conftest import ROOT, command_line, run_here
 from exports import write_export
+from starlette.testclient import TestClient
 from test_index import card, expected, lets_through, pairs, row, rows
 
 from retrieval import engines
 from retrieval.engines import open_index
 from retrieval.exported import Exported
 from retrieval.index import Broken, Filters
+from retrieval.server import make_app
 from utils.errors import UserError
 
 NUMBERS = itertools.count()
@@ -44,10 +46,12 @@ class Server:
         self.folder = folder
         self.env = {**os.environ, "DATA": str(folder), "PORT": str(self.port), "PYTHON": sys.executable, **QUICK}
 
+    def script(self, what: str) -> subprocess.CompletedProcess:
+        words = ["sh", ROOT / "scripts" / "milvus.sh", what]
+        return subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=150)
+
     def run(self, what: str) -> None:
-        done = subprocess.run(
-            ["sh", ROOT / "scripts" / "milvus.sh", what], env=self.env, capture_output=True, text=True, timeout=150
-        )
+        done = self.script(what)
         assert done.returncode == 0, done.stderr
 
     def processes(self) -> list[psutil.Process]:
@@ -211,7 +215,8 @@ ODD = [
 ]
 
 
-def test_names_may_be_of_any_bytes(place):
+def test_names_may_be_of_any_bytes(place, monkeypatch):
+    monkeypatch.setattr("retrieval.milvus.ROWS", 1)  # so that every name once ends a call's rows
     with make(place()) as index:
         new = [row(path, np.full(8, i, np.uint8)) for i, path in enumerate([*ODD, "/p2/x.jpg", "/p/z.jpg"])]
         index.add(new)
@@ -224,6 +229,10 @@ def test_names_may_be_of_any_bytes(place):
             *ODD[:3],
             "/p/z.jpg",
         }
+        folders = {os.path.dirname(path) for path in [*ODD, "/p2/x.jpg", "/p/z.jpg"]}
+        assert set(index.folders()) == folders and len(index.codes()[0]) == 6
+    with open_index(place(), write=True) as index:
+        assert set(index.folders()) == folders
         assert index.remove([ODD[2], "/p"]) == 4 and set(index.folders()) == {"s3://bucket", "/p2"}
 
 
@@ -278,6 +287,14 @@ def test_a_killed_writer_leaves_whole_batches_and_no_lock(place):
         assert len(index) == 50 * batches + 50 and not index.faults()
 
 
+def test_a_copy_that_is_repeated_follows_a_touch(place, tmp_path):
+    with make(str(tmp_path / "from.index")) as source, open_index(place(), write=True) as to:
+        ids = source.add(rows(5))
+        assert engines.copy(source, to) == (5, 0)
+        source.touch([(ids[1], 11, 21), (ids[3], 11, 22)])
+        assert engines.copy(source, to) == (0, 5) and state(to) == state(source)
+
+
 # The command line
 
 
@@ -323,6 +340,27 @@ def test_every_command_answers_alike(place, tree, export, tmp_path):
     assert "6 forgotten; 6 pictures" in search("remove", "--index", place(), tree / "b")
     (tree / "a" / "00.png").unlink()
     assert "6 added, 5 unchanged" in search(*add, "--prune") and "1 gone and forgotten" not in search(*add)
+
+
+def test_the_page_answers_alike(place, tree, export):
+    search("add", "--index", place(), "--student", export, tree)
+    picture = tree / "a" / "00.png"
+    with open_index(place()) as index, open_index(place(), write=True) as writer:
+        client = TestClient(make_app(index, Exported(export)), "http://127.0.0.1:8000")
+        form = {"data": {"k": 3, "folder": str(tree / "a")}, "files": {"file": ("x.png", picture.read_bytes())}}
+        answer = client.post("/api/search", **form).json()
+        assert [(hit["path"], hit["distance"]) for hit in answer["results"][:2]] == [
+            (str(picture), 0),
+            (str(tree / "a" / "10.png"), 0),
+        ]
+        assert answer["searched"] == 6
+        found = answer["results"][0]["id"]
+        assert client.get(f"/thumbnail/{found}").content.startswith(b"\xff\xd8")
+        assert client.get(f"/original/{found}").content == picture.read_bytes()
+        assert writer.remove([str(picture)]) == 1
+        assert client.post("/api/search", **form).json()["results"][0]["path"] == str(tree / "a" / "10.png")
+        assert client.get(f"/original/{found}").status_code == 404
+        assert client.get("/api/info").json()["pictures"] == 11
 
 
 def test_refusals_are_one_line(place, tree, export, tmp_path):
@@ -415,10 +453,15 @@ def test_lists_make_it_approximate_and_all_of_them_exact(index):
     with pytest.raises(UserError, match="has no lists for --approximate yet"):
         open_index(index.path, nprobe=4)
     ids = np.array(index.add([row(f"/p/{i}", code) for i, code in enumerate(codes)]))
-    index.make_approximate()
+    exact = expected(codes[:50], ids, codes, 100)
+    with open_index(index.path) as earlier:
+        assert list(map(pairs, earlier.search(codes[:50], 100))) == exact
+        index._client.flush(index.name)  # what is not yet on its disk has no lists
+        index.make_approximate()
+        assert list(map(pairs, earlier.search(codes[:50], 100))) == exact
     index.make_approximate()
     index.set_card(card())  # as the next add does
-    assert list(map(pairs, index.search(codes[:50], 100))) == expected(codes[:50], ids, codes, 100)
+    assert list(map(pairs, index.search(codes[:50], 100))) == exact
     with open_index(index.path, nprobe=4) as approximate:
         recall, k = approximate.recall()
         found = approximate.search(codes[:50], k)
@@ -427,6 +470,44 @@ def test_lists_make_it_approximate_and_all_of_them_exact(index):
         assert 0.3 < recall <= 1 and abs(np.mean(shares) - recall) < 0.2
     with open_index(index.path) as again:
         assert list(map(pairs, again.search(codes[:50], 10))) == expected(codes[:50], ids, codes, 10)
+    index.remove(["/p"])
+    with open_index(index.path, nprobe=4) as emptied, pytest.raises(UserError, match="is empty"):
+        emptied.recall()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_after", ["release_collection", "drop_index"])
+def test_a_writer_that_was_killed_while_it_made_lists(server, killed_after, monkeypatch):
+    where, codes = server.address(f"lists_{next(NUMBERS)}"), np.eye(8, dtype=np.uint8)
+    with make(where) as index:
+        ids = np.array(index.add([row(f"/p/{i}", code) for i, code in enumerate(codes)]))
+        index._ask("release_collection", index.name)
+        if killed_after == "drop_index":
+            index._ask("drop_index", index.name, "code")
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval.milvus.PATIENCE", 0.1)
+        with pytest.raises(UserError, match=r"is not loaded .*; wait while search.py add --approximate is at work"):
+            open_index(where)
+    with open_index(where, write=True), open_index(where) as reader:
+        assert list(map(pairs, reader.search(codes, 3))) == expected(codes, ids, codes, 3)
+
+
+@pytest.mark.slow
+def test_each_call_of_many_is_tried_again(index, monkeypatch):
+    from pymilvus import MilvusException
+    from pymilvus.client.grpc_handler import GrpcHandler
+
+    ids, answer = index.add(rows(5)), GrpcHandler.query
+    passing = itertools.cycle([None, MilvusException(503, "channel not available")])
+
+    def query(*args, **kwargs):
+        if (error := next(passing)) is not None:
+            raise error
+        return answer(*args, **kwargs)
+
+    monkeypatch.setattr("retrieval.milvus.ROWS", 2)
+    monkeypatch.setattr(GrpcHandler, "query", query)
+    assert index.codes()[0].tolist() == ids
 
 
 @pytest.mark.slow
@@ -466,16 +547,20 @@ def test_collections_of_others_are_left_alone(server):
     from pymilvus import DataType, MilvusClient
 
     client = MilvusClient(f"http://127.0.0.1:{server.port}")
-    for name, alien in (("alien", "alien"), ("half", "half_facts")):
+    for name, alien, writes in (
+        ("alien", "alien", (False, True)),
+        ("half", "half_facts", (False, True)),
+        ("held", "held_writer", (True,)),
+    ):
         schema = MilvusClient.create_schema(description="somebody's")
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("code", DataType.BINARY_VECTOR, dim=64)
         client.create_collection(alien, schema=schema)
-        for write in (False, True):
+        for write in writes:
             with pytest.raises(UserError, match=f"{alien} is a collection of another project; choose another name"):
                 open_index(server.address(name), write)
         client.drop_collection(alien)
-    assert not [name for name in client.list_collections() if name.startswith(("alien", "half"))]
+    assert not [name for name in client.list_collections() if name.startswith(("alien", "half", "held"))]
     with make(server.address("torn")) as index:
         client.drop_collection("torn_facts")
         with pytest.raises(UserError, match="damaged: torn_facts is not there"):
@@ -517,7 +602,7 @@ def pretended(request):
     import grpc
     from pymilvus.grpc_gen import common_pb2, milvus_pb2, milvus_pb2_grpc
 
-    version, refusal = request.param
+    version, code, refusal = request.param
 
     class Pretended(milvus_pb2_grpc.MilvusServiceServicer):
         def Connect(self, *_):  # noqa: N802  (names of the protocol)
@@ -533,29 +618,39 @@ def pretended(request):
             return milvus_pb2.DescribeCollectionResponse(status=common_pb2.Status(code=100, reason="not found"))
 
         def CreateCollection(self, *_):  # noqa: N802
-            return common_pb2.Status(error_code=1, code=1100, reason=refusal)
+            return common_pb2.Status(error_code=1, code=code, reason=refusal)
 
     server = grpc.server(futures.ThreadPoolExecutor(2))
     milvus_pb2_grpc.add_MilvusServiceServicer_to_server(Pretended(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    yield f"milvus://127.0.0.1:{port}/x"
+    yield f"milvus://127.0.0.1:{port}/disk_auth"  # words that errors are judged by
     server.stop(None)
 
 
 @pytest.mark.parametrize(
     ("pretended", "message"),
     [
-        (("v2.1.4", ""), "Milvus v2.1.4; version 2.3 or newer is needed"),
-        (("2.4.0-lite", "BinaryVector is not supported"), "that server has no binary vectors (Milvus Lite?)"),
-        (("v2.5.0", "deny: disk quota exceeded"), "no space is left there"),
-        (("v2.5.0", "auth check failure, please check username and password"), "credentials are needed or wrong"),
+        (("v2.1.4", 0, ""), "Milvus v2.1.4; version 2.3 or newer is needed"),
+        (("2.4.0-lite", 1100, "BinaryVector is not supported"), "that server has no binary vectors (Milvus Lite?)"),
+        (("v2.5.0", 65535, "deny: disk quota exceeded"), "no space is left there"),
+        (("v2.5.0", 65535, "auth check failure, please check username"), "credentials are needed or wrong"),
+        (("v2.5.0", 65535, "create duplicate collection: disk_auth_writer"), "Milvus refuses (create duplicate"),
+        (("v2.5.0", 1100, "cannot parse: label == 'timeout'"), "Milvus refuses (cannot parse"),
     ],
     indirect=["pretended"],
 )
 def test_servers_that_can_not_serve(pretended, message):
     with pytest.raises(UserError, match=re.escape(message)):
         open_index(pretended, write=True)
+
+
+def test_a_port_that_another_server_has_is_refused(tmp_path):
+    server = Server(tmp_path / "data")
+    with socket.create_server(("127.0.0.1", server.port)):
+        done = server.script("start")
+    assert done.returncode == 1 and f"port {server.port} is another server's" in done.stderr
+    assert not server.folder.exists()
 
 
 def test_what_is_no_milvus_is_told(tmp_path):

@@ -1,14 +1,19 @@
 """Grids by the local runner and by Ray: what is killed goes on, and both come to the same."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from conftest import ROOT
 from test_encode import until
+
+from scripts.compare import OnRay, share
+from utils.errors import UserError
 
 pytestmark = pytest.mark.slow  # whole command lines
 
@@ -77,3 +82,71 @@ def test_on_ray_a_lost_worker_or_driver_loses_nothing_and_changes_no_bit(local, 
         worker.kill()
     grid.go_on_after_a_kill(process)
     assert grid.result() == expected
+
+
+INTERRUPTED = """
+import time
+from pathlib import Path
+from scripts import compare
+from utils.cluster import ray_on
+from utils.errors import guarded
+
+def endless(folder, job, threads):
+    if job.log.name != "0":
+        (Path(folder) / job.log).touch()
+        time.sleep(3600)
+
+def main():
+    compare.run_on_worker = endless
+    with ray_on(None, 2) as ray:
+        compare.run_all(compare.OnRay(ray, 0), [compare.Job(Path(str(n)), [], "features") for n in range(4)], "", None)
+
+guarded(main)
+"""
+
+
+def test_on_ray_an_interrupted_grid_does_not_wait_for_its_cells(tmp_path):
+    how = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    how |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], **how) as process:
+        try:
+            until(lambda: (tmp_path / "1").exists() and (tmp_path / "2").exists(), process)
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and "interrupted: " in said and not (tmp_path / "3").exists(), said
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "jobs", "cores"),
+    [
+        ([(8, 0), (8, 0)], 0, None, 1),  # a cell a core
+        ([(8, 0), (8, 0)], 0, 4, 4),
+        ([(8, 0), (8, 0)], 0, 3, 4),  # not 5: two cells of 5 cores don't lie on one machine
+        ([(0, 0), (4, 0)], 0, 1, 4),
+        ([(16, 2), (16, 0)], 0.5, None, 4),  # four cells, by the GPUs
+        ([(2, 0)], 0, 9, 1),
+    ],
+)
+def test_cells_fill_the_cluster(nodes, gpus, jobs, cores):
+    there = [{"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)}} for c, g in nodes]
+    there.append({"Alive": False, "Resources": {"CPU": 99.0, "GPU": 9.0}})
+    machines = OnRay(SimpleNamespace(nodes=lambda: there), gpus).machines
+    assert share(machines, jobs or sum(most for _, most in machines)) == cores
+
+
+def test_a_cluster_without_gpus_is_told():
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}]
+    with pytest.raises(UserError, match=r"has a core and 0\.5 of a GPU"):
+        OnRay(SimpleNamespace(nodes=lambda: nodes), 0.5)
+
+
+def test_the_script_hands_on_how_many_and_how_much_of_a_gpu(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase $1 in -m) echo "$@" ;; *) exec "{sys.executable}" "$@" ;; esac\n')
+    python.chmod(0o755)
+    for more, words in (({"JOBS": "3", "GPUS": "0.5"}, "--jobs 3 --gpus 0.5 --methods none"), ({}, " --methods none")):
+        env = {**os.environ, "PYTHON": str(python), "ENGINE": "ray", "JOBS": "", "GPUS": "", **more}
+        done = subprocess.run(["sh", ROOT / "scripts" / "compare.sh", "none"], env=env, capture_output=True, text=True)
+        assert done.stdout.strip().endswith(words) and ("--jobs" in done.stdout) == bool(more), done.stderr
