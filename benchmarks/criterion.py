@@ -127,9 +127,7 @@ def main() -> None:
     last = table.groupby("method", sort=False).tail(1).set_index("method").round(4)
     print(f"\nat the end\n{last.to_string()}")
     out = args.out or ROOT / "results" / "benchmarks" / f"criterion_{args.dataset}.json"
-    write_json(
-        out, {"environment": made_by, "methods": METHODS, "agreement": found, "end": last.to_dict("index")}
-    )
+    write_json(out, {"environment": made_by, "methods": METHODS, "agreement": found, "end": last.to_dict("index")})
 
 
 if __name__ == "__main__":

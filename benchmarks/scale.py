@@ -50,7 +50,9 @@ BITS, K = 64, 100
 CARD = {"bits": BITS, "role": "student", "backbone": "none", "method": "none", "model_sha256": "0" * 64}
 SHARD = 500  # pictures a shard
 # What scripts/compare.sh does if it is not told otherwise, and a smoke run's.
-GRID = "--bits 16 32 64 --views 6 --teacher-epochs 100 --epochs 60 --methods none rkd pkt sp kl crd sskd crcd packd brcd"
+GRID = (
+    "--views 6 --bits 16 32 64 --teacher-epochs 100 --epochs 60 --methods none rkd pkt sp kl crd sskd crcd packd brcd"
+)
 SMALL_GRID = "--flags=--limit=60 --bits 16 --views 2 --teacher-epochs 20 --epochs 10 --methods none rkd brcd"
 
 
@@ -309,9 +311,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--daft", type=os.path.abspath, help="a Python with daft and what a search needs")
     parser.add_argument("--small-grid", action="store_true")
-    parser.add_argument(
-        "--cache-dir", type=os.path.abspath, default="cache", help="features of a grid (default: each engine makes its own)"
-    )
+    parser.add_argument("--cache-dir", type=os.path.abspath, help="of the grid (default: each engine's own)")
     args = parser.parse_args()
     results = read_json(args.out) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as top:
@@ -335,7 +335,7 @@ def main() -> None:
             if "resume" in args.parts:
                 keep("resume", resume(args.student, args.photos, shards, folder, n))
         if "grid" in args.parts:
-            keep("grid", grid(folder, SMALL_GRID if args.small_grid else GRID, args.cache_dir))
+            keep("grid", grid(folder, SMALL_GRID if args.small_grid else GRID, args.cache_dir or "cache"))
 
 
 if __name__ == "__main__":

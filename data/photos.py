@@ -82,7 +82,7 @@ def load(
 
 
 def keep_sample(images: HashingData, run: Path) -> None:
-    """Keep which pictures are the data set, in the order drawn: folders of pictures grow while runs are made of them."""
+    """Keep which pictures are the data set, in the order drawn: folders grow while runs are made of them."""
     order = np.concatenate([images.val, images.test, images.database]).tolist()
     write_json(run / SAMPLE, {"names": [images.source.names[i] for i in order]})
 

@@ -51,7 +51,9 @@ def nearest(code: list[float], centroids: list[list[float]]) -> int:
     return squared.index(min(squared))
 
 
-def naive_brcd(batch: Batch, knowledge: Knowledge, temperature=0.3, alpha=0.8, released=False, without=(), hardness=0.0) -> float:
+def naive_brcd(
+    batch: Batch, knowledge: Knowledge, temperature=0.3, alpha=0.8, released=False, without=(), hardness=0.0
+) -> float:
     z, t_i, t_j = signs(batch.student[0]), signs(batch.teacher[0]), signs(batch.teacher[1])
     n, bits = len(z), len(z[0])
     c_i = [knowledge.cluster.tolist()[image] for image in batch.index.tolist()]

@@ -79,7 +79,7 @@ def test_a_sample_that_is_kept_stays(tree, tmp_path, photo):
     with pytest.raises(UserError, match="of the pictures that the run was made of are gone"):
         photos.load(tree, 10, sample=tmp_path / photos.SAMPLE)
     (tmp_path / photos.SAMPLE).write_text('{"names": 1}')
-    with pytest.raises(UserError, match="sample.json: damaged"):
+    with pytest.raises(UserError, match=r"sample\.json: damaged"):
         photos.load(tree, 10, sample=tmp_path / photos.SAMPLE)
 
 
