@@ -412,7 +412,7 @@ class Index(AnyIndex):
             return self._snapshot
 
     def _read_codes(self, con: sqlite3.Connection) -> Snapshot:
-        inside = con.in_transaction
+        writing = con.in_transaction and self._held is not None
         with self.at_one_moment():
             version, width, known = self._fact("version"), self.width, self._snapshot
             if known is not None and known.codes.shape[1] != width:  # emptied, and of another model now
@@ -426,7 +426,7 @@ class Index(AnyIndex):
                 snapshot = known.changed(blocks) if blocks else known
             if not len(snapshot) and con.execute("SELECT 1 FROM pictures LIMIT 1").fetchone():
                 raise UserError(f"{self.path}: {DAMAGED} (it has lost its codes)")
-            snapshot.version = version - inside  # what is to come in a transaction that writes has the same version
+            snapshot.version = version - writing  # what is to come in this transaction has the same version
             return snapshot
 
     def _block(self, row: tuple, width: int) -> Block:

@@ -340,8 +340,13 @@ def test_a_newer_snapshot_shares_memory_and_changes_no_older_one(tmp_path):
         writer.add(rows(50, seed=1, first=100))
         new = reader._now()
         assert new is not old and np.shares_memory(old.codes, new.codes) and (len(old), len(new)) == (100, 150)
+        reader.nearest(before[:1], 1)  # as a search does it, too
+        assert reader._now().version == reader._fact("version")  # else its last blocks would be read again
         writer.remove([1])
         assert len(reader._now()) == 149 and np.array_equal(old.codes, before)
+        writer.add(rows(1, first=900))
+        reader.nearest(before[:1], 1)
+        assert reader._now().version == reader._fact("version")
         assert reader._now() is reader._now()
 
 
