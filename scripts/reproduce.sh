@@ -27,9 +27,8 @@ case $TABLE in
         export DATASET=folder NAME=tinyimagenet100_lite2_lite0 DATA_DIR=${DATA_DIR:-data/tinyimagenet100}
         export FLAGS="--size 128 --precision bfloat16" VIEWS=4 TEACHER_EPOCHS=40 EPOCHS=20
         ;;
-    mirflickr_masks)
-        export DATASET=mirflickr NAME=mirflickr_masks FLAGS="--size 128 --precision bfloat16"
-        export VIEWS=4 TEACHER_EPOCHS=60
+    mirflickr_*)
+        export DATASET=mirflickr NAME="$TABLE" FLAGS="--size 128 --precision bfloat16" VIEWS=4 TEACHER_EPOCHS=60
         ;;
     digits_masks*) export DATASET=digits NAME="$TABLE" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
     *)
@@ -66,6 +65,28 @@ case $TABLE in
         set -- brcd "brcd --no-mask" "brcd --mask-rule positives"
         ;;
     mirflickr) set -- none pkt rkd kl brcd "brcd --no-mask" ;;
+    mirflickr_methods) export SEEDS="0 1 2 3 4" && set -- $ALL "brcd --no-mask" "brcd --clusters auto" ;;
+    # The teacher's objective, and the student's own, which cannot be ITQ.
+    mirflickr_bihalf | mirflickr_greedyhash)
+        export TEACHER_HASHING="${TABLE#*_}" STUDENT_FLAGS="--hashing ${TABLE#*_}"
+        set -- none rkd kl brcd "brcd --no-mask"
+        ;;
+    mirflickr_itq) export TEACHER_HASHING=itq && set -- none rkd kl brcd "brcd --no-mask" ;;
+    mirflickr_lite*)
+        export STUDENT="efficientnet_${TABLE##*_}" && TEACHER=${TABLE#*_}
+        export TEACHER="efficientnet_${TEACHER%_*}" && set -- none rkd kl brcd "brcd --no-mask"
+        ;;
+    mirflickr_lengths)
+        export BITS="8 16 32 64 128 256"
+        set -- none kl brcd "brcd --margin 0.1" "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
+        ;;
+    mirflickr_beyond*)
+        CELLS="none"
+        [ "$TABLE" = mirflickr_beyond ] || export SEEDS="3 4 5 6 7"
+        set -- none "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
+            "brcd --no-mask --lr-schedule cosine" "brcd --no-mask --lr-schedule cosine --epochs 90" \
+            "brcd --no-mask --batch-size 256" "brcd --no-mask --hardness 0.5" "brcd --no-mask --hardness 2"
+        ;;
 esac
 
 case $CHECK in
