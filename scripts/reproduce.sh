@@ -25,7 +25,7 @@ case $TABLE in
     # Pictures of 64 pixels, seen at 128.
     tinyimagenet100)
         export DATASET=folder NAME=tinyimagenet100_lite2_lite0 DATA_DIR=${DATA_DIR:-data/tinyimagenet100}
-        export FLAGS="--size 128 --precision bfloat16" VIEWS=4 TEACHER_EPOCHS=40 EPOCHS=20
+        export FLAGS="--size 128 --precision bfloat16" SEEDS="0 1 2 3 4" VIEWS=4 TEACHER_EPOCHS=40 EPOCHS=20
         ;;
     mirflickr_*)
         export DATASET=mirflickr NAME="$TABLE" FLAGS="--size 128 --precision bfloat16" VIEWS=4 TEACHER_EPOCHS=60
@@ -52,7 +52,8 @@ case $TABLE in
         set -- none kl brcd "brcd --no-mask" "brcd --bn recalibrate" "brcd --variant released"
         ;;
     tinyimagenet100)
-        set -- none kl rkd brcd "brcd --no-mask" "brcd --clusters 50" "brcd --clusters 50 --no-mask"
+        set -- $ALL "brcd --no-mask" "brcd --clusters 20" "brcd --clusters 50" "brcd --clusters 100" \
+            "brcd --clusters 200" "brcd --clusters auto" "brcd --clusters 50 --no-mask"
         ;;
     *_masks)
         CELLS="brcd"
