@@ -321,6 +321,30 @@ def test_what_chose_the_checkpoints_has_a_table_of_its_own(tmp_path):
     assert "val queries" in text and "0.5500 ± 0.0707" in text and "0.2500 ± 0.0000" in text and "teacher |" not in text
 
 
+def test_the_overview_has_every_table_s_comparisons_seen_from_brcd(cli, tmp_path):
+    values = {"brcd": (0.5, 0.51, 0.52), "none": (0.4, 0.4101, 0.4201), "kl": (0.49, 0.53, 0.51)}
+    for name, lengths in (("one", [64]), ("two", [16, 128])):
+        (tmp_path / name).mkdir()
+        runs = [(m, s, b, v) for m, row in values.items() for s, v in enumerate(row) for b in lengths]
+        write_report(read_rows([result(tmp_path / name, *run) for run in runs]), tmp_path / name)
+    code, _ = cli("scripts.overview", "--results", tmp_path)
+    assert code == 0 and (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "bad" / "three").mkdir(parents=True)
+    code, _ = cli("scripts.overview", "--results", tmp_path / "bad")
+    assert code.startswith("error: ") and "scripts.report writes them" in code
+    (tmp_path / "bad" / "three" / "significance.csv").write_text("less,p\n")
+    code, _ = cli("scripts.overview", "--results", tmp_path / "bad")
+    assert code.startswith("error: ") and "three/significance.csv: not what scripts.report writes" in code
+
+    from scripts.overview import read_differences  # here: a module that was imported is not run again in silence
+
+    found = read_differences(tmp_path)
+    assert list(dict.fromkeys(found["table"])) == ["one", "two, 16 bits", "two, 128 bits"]
+    none = found[(found["method"] == "none") & (found["setting"] == "sshp")]
+    assert (none["difference"] > 0.09).all() and (none["low"] < none["difference"]).all() and none["told"].all()
+    assert (none["difference"] < none["high"]).all() and not found.loc[found["method"] == "kl", "told"].any()
+
+
 # Published tables, repeated
 
 

@@ -192,6 +192,33 @@ def draw_sensitivity(sweeps: dict, path: Path) -> None:
     _save(figure, path)
 
 
+def draw_differences(rows, panels: tuple[tuple[str, str], ...], path: Path) -> None:
+    """BRCD minus another in mAP: a line a table, a panel for each (setting, method); ``rows``: overview's."""
+    shown = rows[[pair in panels for pair in zip(rows["setting"], rows["method"], strict=True)]]
+    tables = list(dict.fromkeys(shown["table"]))
+    with plt.rc_context(PLAIN):
+        figure, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=(2.1 * len(panels) + 2, 0.24 * len(tables) + 1),
+            squeeze=False,
+            sharey=True,
+            layout="constrained",
+        )
+        for ax, (setting, method) in zip(axes[0], panels, strict=True):
+            mine = shown[(shown["setting"] == setting) & (shown["method"] == method)]
+            at = [tables.index(name) for name in mine["table"]]
+            ax.hlines(at, mine["low"], mine["high"], color="C0", lw=1)
+            ax.scatter(mine["difference"], at, 22, mine["told"].map({True: "C0", False: "white"}), ec="C0", zorder=3)
+            ax.axvline(0, color="0.3", lw=1)
+            reach = 1.3 * max(mine["difference"].abs().max(), 0.005) if len(mine) else 1  # a wide interval is cut
+            ax.set(title=f"{setting.upper()}: BRCD − {method.removeprefix('brcd ')}", xlim=(-reach, reach))
+        axes[0, 0].set_yticks(range(len(tables)), tables, fontsize=7)
+        axes[0, 0].invert_yaxis()
+        figure.supxlabel("difference in mAP, 95 % interval; filled: told apart after correction", fontsize=8)
+    _save(figure, path)
+
+
 def draw_redundancy(means: dict[str, np.ndarray], margin: float, path: Path) -> None:
     """|bit mean| per cluster as heat maps, [K, b] each, and their distributions."""
     with plt.rc_context({**PLAIN, "axes.grid": False}):
