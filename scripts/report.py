@@ -316,7 +316,8 @@ def swept(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
         if not any(set(options) == {name} for options in own):
             continue
         values = pd.to_numeric(own.map(lambda options, name=name: swept_value(options, name)), errors="coerce")
-        sweeps[name] = brcd.assign(value=values)[values.notna()]
+        if values.nunique() > 1:  # "auto" is no value
+            sweeps[name] = brcd.assign(value=values)[values.notna()]
     return sweeps
 
 

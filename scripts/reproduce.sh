@@ -9,7 +9,7 @@ set -eu
 export PYTHON="$PY"
 
 TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr"
-TABLES="$TABLES cifar10_five_seeds tinyimagenet100 mirflickr_masks digits_masks digits_masks_confirmed"
+TABLES="$TABLES cifar10_five_seeds tinyimagenet100 mirflickr_methods mirflickr_masks digits_masks digits_masks_confirmed"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats

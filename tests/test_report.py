@@ -36,9 +36,9 @@ from utils.errors import UserError
 
 
 def option(word: str) -> tuple[str, object]:
-    """ "no-mask" or "alpha=0.5" as evaluate.py records it."""
+    """ "no-mask", "alpha=0.5" or "clusters=auto" as evaluate.py records it."""
     name, _, value = word.partition("=")
-    return (name, float(value)) if value else (name.removeprefix("no-"), False)
+    return (name, value if value.isalpha() else float(value)) if value else (name.removeprefix("no-"), False)
 
 
 def result(tmp_path, method="brcd", seed=0, bits=16, value=0.5, multi_label=False):
@@ -108,7 +108,7 @@ def test_a_student_of_other_pixels_is_another_student(tmp_path):
 
 
 def test_a_sweep_holds_the_default_and_the_ablations_that_are_its_ends(tmp_path):
-    names = ("brcd", "brcd margin=0.3", "brcd no-mask", "brcd no-structural", "kl")
+    names = ("brcd", "brcd margin=0.3", "brcd no-mask", "brcd no-structural", "brcd clusters=auto", "kl")
     found = swept(read_rows([result(tmp_path, name) for name in names]))
     assert set(found) == {"margin"} and set(found["margin"]["value"]) == {0, 0.3, 0.5}
 
