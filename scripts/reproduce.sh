@@ -79,12 +79,12 @@ case $TABLE in
         ;;
     mirflickr_lengths)
         export BITS="8 16 32 64 128 256"
-        set -- none kl brcd "brcd --margin 0.1" "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
+        set -- none kl brcd "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
         ;;
-    mirflickr_beyond*)
-        CELLS="none"
-        [ "$TABLE" = mirflickr_beyond ] || export SEEDS="3 4 5 6 7"
-        set -- none "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
+    cifar10_112_beyond*)
+        CELLS="brcd"
+        export STUDENT_FLAGS="--student-size 112"
+        set -- "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
             "brcd --no-mask --lr-schedule cosine" "brcd --no-mask --lr-schedule cosine --epochs 90" \
             "brcd --no-mask --batch-size 256" "brcd --no-mask --hardness 0.5" "brcd --no-mask --hardness 2"
         ;;
