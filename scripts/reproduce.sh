@@ -82,9 +82,9 @@ case $TABLE in
         set -- none kl brcd "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
         ;;
     cifar10_112_beyond*)
-        CELLS="brcd"
+        CELLS="none"
         export STUDENT_FLAGS="--student-size 112"
-        set -- "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
+        set -- none "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
             "brcd --no-mask --lr-schedule cosine" "brcd --no-mask --lr-schedule cosine --epochs 90" \
             "brcd --no-mask --batch-size 256" "brcd --no-mask --hardness 0.5" "brcd --no-mask --hardness 2"
         ;;
