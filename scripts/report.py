@@ -2,10 +2,10 @@
 
 Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
 a run and setting), table.md, table.tex, map.png, precision_recall.png, and where they apply bits.png (by code length),
-sensitivity.png (BRCD's hyperparameters) and significance.csv (each method against BRCD, or the one that --against
-names, by a paired t-test over seeds, corrected for all comparisons of the table); validation.md has the same tables on
-the queries that chose the checkpoints. What the rows come from is in runs.jsonl (arguments, environment, summary)
-and logs.csv (every epoch).
+sensitivity.png (BRCD's hyperparameters, longest codes) and significance.csv (each method against BRCD, or the one that
+--against names, by a paired t-test over seeds, corrected for all comparisons of the table); validation.md has the same
+tables on the queries that chose the checkpoints. What the rows come from is in runs.jsonl (arguments, environment,
+summary) and logs.csv (every epoch).
 """
 
 from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
@@ -411,7 +411,7 @@ def draw_figures(table: pd.DataFrame, out: Path, ending: str) -> None:
     if table["bits"].nunique() > 1:
         figures.draw_by_bits(table, methods, out / f"bits{ending}.png")
     figures.draw_precision_recall(precision_recall(table), out / f"precision_recall{ending}.png")
-    if sweeps := swept(table):
+    if sweeps := swept(table[table["bits"] == table["bits"].max()]):  # lengths are not averaged
         figures.draw_sensitivity(sweeps, out / f"sensitivity{ending}.png")
 
 

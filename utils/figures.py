@@ -131,7 +131,7 @@ def draw_by_bits(rows, methods: list[str], path: Path) -> None:
     """mAP over the code length, a line a method, SSHP and ASHP side by side."""
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-        styles = line_styles(methods)
+        styles, lengths = line_styles(methods), sorted(rows["bits"].unique())
         for ax, setting in zip(axes, ("sshp", "ashp"), strict=True):
             for name in methods:
                 mine = rows[(rows["method"] == name) & ((rows["setting"] == setting) | (name == "teacher"))]
@@ -146,8 +146,9 @@ def draw_by_bits(rows, methods: list[str], path: Path) -> None:
                     capsize=2,
                     **styles[name],
                 )
-            ax.set(title=setting.upper(), xlabel="bits", ylabel="mAP@k")
-            ax.set_xticks(sorted(rows["bits"].unique()))
+            ax.set(title=setting.upper(), xlabel="bits", ylabel="mAP@k", xscale="log")
+            ax.set_xticks(lengths, lengths)
+            ax.minorticks_off()
         axes[1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
     _save(figure, path)
 
