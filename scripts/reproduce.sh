@@ -10,7 +10,7 @@ export PYTHON="$PY"
 
 TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr"
 TABLES="$TABLES mirflickr_methods mirflickr_bihalf mirflickr_greedyhash mirflickr_itq"
-TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2"
+TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths"
 TABLES="$TABLES cifar10_five_seeds tinyimagenet100 mirflickr_masks digits_masks digits_masks_confirmed"
 TABLE=${1:-}
 CHECK=${2:-}
@@ -80,7 +80,7 @@ case $TABLE in
         export TEACHER="efficientnet_${TEACHER%_*}" && set -- none rkd kl brcd "brcd --no-mask"
         ;;
     mirflickr_lengths)
-        export BITS="8 32 64 128 256"
+        export BITS="8 64 256"
         set -- none kl brcd "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
         ;;
     cifar10_112_beyond*)
