@@ -80,7 +80,7 @@ case $TABLE in
         export TEACHER="efficientnet_${TEACHER%_*}" && set -- none rkd kl brcd "brcd --no-mask"
         ;;
     mirflickr_lengths)
-        export BITS="8 64 256"
+        export BITS="8 32 64 128 256"
         set -- none kl brcd "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
         ;;
     cifar10_112_beyond*)
