@@ -111,7 +111,9 @@ class Case:
             valid = same or bool(self.reader.valid(value, self.folder))
         except UserError as error:
             return self.judge_message(error, said)
-        except BaseException as error:  # all but a UserError is what is looked for
+        except KeyboardInterrupt:  # of who runs this
+            raise
+        except BaseException as error:  # all but a UserError is what is looked for, SystemExit too
             return "finding", f"{type(error).__name__} in {place(error)}: {first_line(error)}"
         if said := loud(said):
             return "finding", f"a warning is printed: {said}"

@@ -57,6 +57,8 @@ def _upright(image: Image.Image) -> Image.Image:
         image.info.pop(key, None)
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:  # of the turned copy: the picture as it lies would be another one
+        raise
     except Exception:  # damaged EXIF raises a dozen kinds, and is no reason to lose the pixels
         return image
 

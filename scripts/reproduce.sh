@@ -17,6 +17,14 @@ CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats
 ALL="none rkd pkt sp kl crd sskd crcd packd brcd"
 
+case " $TABLES " in
+    *" $TABLE "*) ;;
+    *)
+        echo "error: '$TABLE' is no table; there are: $TABLES" >&2
+        exit 1
+        ;;
+esac
+
 export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
 case $TABLE in
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
@@ -33,10 +41,6 @@ case $TABLE in
         export DATASET=mirflickr NAME="$TABLE" FLAGS="--size 128 --precision bfloat16" VIEWS=4 TEACHER_EPOCHS=60
         ;;
     digits_masks*) export DATASET=digits NAME="$TABLE" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
-    *)
-        echo "error: '$TABLE' is no table; there are: $TABLES" >&2
-        exit 1
-        ;;
 esac
 case $TABLE in
     digits) set -- $ALL ;;
@@ -82,13 +86,6 @@ case $TABLE in
     mirflickr_lengths)
         export BITS="8 32 64 128 256"
         set -- none kl brcd "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
-        ;;
-    cifar10_112_beyond*)
-        CELLS="none"
-        export STUDENT_FLAGS="--student-size 112"
-        set -- none "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
-            "brcd --no-mask --lr-schedule cosine" "brcd --no-mask --lr-schedule cosine --epochs 90" \
-            "brcd --no-mask --batch-size 256" "brcd --no-mask --hardness 0.5" "brcd --no-mask --hardness 2"
         ;;
 esac
 

@@ -107,6 +107,16 @@ def test_damaged_exif_does_not_lose_the_pixels(tmp_path):
     assert decode(tmp_path / "x.jpg", upright=True).shape == (3, 20, 40)
 
 
+def test_no_memory_for_the_turned_copy_is_no_damaged_exif(tmp_path, monkeypatch):
+    def full(image):
+        raise MemoryError
+
+    Image.new("L", (40, 20)).save(tmp_path / "x.jpg")
+    monkeypatch.setattr("data.decode.ImageOps.exif_transpose", full)
+    with pytest.raises(MemoryError):
+        decode(tmp_path / "x.jpg", upright=True)
+
+
 # Content
 
 

@@ -403,6 +403,6 @@ def test_a_check_repeats_one_seed_and_compares(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "--bits 64 --seeds 0 --views 8" in done.stdout and "--methods none brcd\n" in done.stdout
     assert done.stdout.endswith("-m scripts.check_rows results/check_cifar10_lite2_lite0 results/cifar10_lite2_lite0\n")
-    for words in (["imagenot"], ["cifar10", "--chek"], []):
+    for words in (["imagenot"], ["mirflickr_bihalv"], ["cifar10", "--chek"], []):
         done = reproduce(tmp_path, *words)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
