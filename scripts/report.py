@@ -363,13 +363,18 @@ def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.nda
     return by_setting
 
 
-def on_validation(rows: pd.DataFrame) -> pd.DataFrame:
-    """The students' rows with the mAP that chose each checkpoint, of the validation queries, from the runs' summaries;
-    no rows where there is none."""
+def bests_of(rows: pd.DataFrame) -> dict[str, dict]:
+    """What chose the checkpoints of each run folder, from its summary; of those that have one."""
+    folders = {str(Path(file).parent) for file in rows["file"]}
+    return {folder: read_summary(folder)["best"] for folder in folders if (Path(folder) / "summary.json").exists()}
+
+
+def on_validation(rows: pd.DataFrame, bests: dict[str, dict]) -> pd.DataFrame:
+    """The students' rows with the mAP that chose each checkpoint, of the validation queries; no rows where there is
+    none."""
 
     def chosen(row) -> float:
-        run = Path(row["file"]).parent
-        best = read_summary(run)["best"] if (run / "summary.json").exists() else {}
+        best = bests.get(str(Path(row["file"]).parent), {})
         return best[row["setting"]]["value"] if row["setting"] in best else np.nan
 
     students = rows[(rows["base"] != "teacher") & (rows["queries"] == "test")]
@@ -404,24 +409,14 @@ def title_of(table: pd.DataFrame, several_data: bool) -> str:
     )
 
 
-def draw_figures(table: pd.DataFrame, out: Path, ending: str) -> None:
-    """The figures of one table; ``ending`` tells those of several tables apart."""
-    methods = sorted(table["method"].unique(), key=order)
-    figures.draw_bars(table, methods, out / f"map{ending}.png")
-    if table["bits"].nunique() > 1:
-        figures.draw_by_bits(table, methods, out / f"bits{ending}.png")
-    figures.draw_precision_recall(precision_recall(table), out / f"precision_recall{ending}.png")
-    if sweeps := swept(table[table["bits"] == table["bits"].max()]):  # lengths are not averaged
-        figures.draw_sensitivity(sweeps, out / f"sensitivity{ending}.png")
-
-
 def text_of(table: pd.DataFrame, metrics: list[str], several_data: bool, compared: pd.DataFrame) -> str:
     text = f"{title_of(table, several_data)}\n\n{markdown(*table_of(table, metrics))}"
     return f"{text}\n\n{verdict(compared)}" if len(compared) else text
 
 
-def write_report(rows: pd.DataFrame, out: Path, against: str | None = None) -> str:
-    """Everything into ``out``; returns the tables as text.
+def write_tables(rows: pd.DataFrame, bests: dict[str, dict], out: Path, against: str | None = None) -> str:
+    """What the rows and the runs' best validations (``bests_of``) give without the runs: rows.csv, table.md, table.tex,
+    validation.md, significance.csv, map.png, bits.png; returns the tables as text.
 
     Raises:
         UserError: no table has the method ``against``.
@@ -434,26 +429,48 @@ def write_report(rows: pd.DataFrame, out: Path, against: str | None = None) -> s
     if rows["bits"].nunique() == 1:  # there is room for more
         metrics += ["ndcg"] if rows["multi_label"].any() else ["p@100"] if "p@100" in rows else []
     several_data = rows.groupby("dataset")["data"].nunique().max() > 1
-    texts, tex, compared, tables = [], [], [], tables_of(rows)
-    for number, table in enumerate(tables, 1):
+    texts, tex, compared = [], [], []
+    for ending, table in endings(tables_of(rows)):
         compared.append(significance(table, against))
         texts.append(text_of(table, metrics, several_data, compared[-1]))
         tex.append(f"% {title_of(table, several_data)}\n{latex(*table_of(table, metrics))}")
-        draw_figures(table, out, "" if len(tables) == 1 else f"_{number}")
-    text = "\n\n".join(texts)
+        methods = sorted(table["method"].unique(), key=order)
+        figures.draw_bars(table, methods, out / f"map{ending}.png")
+        if table["bits"].nunique() > 1:
+            figures.draw_by_bits(table, methods, out / f"bits{ending}.png")
     validated = [
-        text_of(table, ["map"], several_data, significance(table, against)) for table in tables_of(on_validation(rows))
+        text_of(table, ["map"], several_data, significance(table, against))
+        for table in tables_of(on_validation(rows, bests))
     ]
     with written_aside(out / "rows.csv", "w") as file:
-        rows.drop(columns=["base", "options", "taught"]).to_csv(file, index=False)
+        rows.drop(columns=["base", "options", "taught"], errors="ignore").to_csv(file, index=False)
     for name, contents in (("table.md", texts), ("table.tex", tex), ("validation.md", validated)):
         if contents:
             with written_aside(out / name, "w") as file:
                 file.write("\n\n".join(contents) + "\n")
-    write_records(rows, out)
     if any(map(len, compared)):
         with written_aside(out / "significance.csv", "w") as file:
             pd.concat(compared).to_csv(file, index=False, float_format="%.5f")
+    return "\n\n".join(texts)
+
+
+def endings(tables: list[pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]:
+    """What tells the figures of several tables apart, with each table."""
+    return [("" if len(tables) == 1 else f"_{number}", table) for number, table in enumerate(tables, 1)]
+
+
+def write_report(rows: pd.DataFrame, out: Path, against: str | None = None) -> str:
+    """Everything into ``out``; returns the tables as text.
+
+    Raises:
+        UserError: no table has the method ``against``.
+    """
+    text = write_tables(rows, bests_of(rows), out, against)
+    for ending, table in endings(tables_of(rows)):
+        figures.draw_precision_recall(precision_recall(table), out / f"precision_recall{ending}.png")
+        if sweeps := swept(table[table["bits"] == table["bits"].max()]):  # lengths are not averaged
+            figures.draw_sensitivity(sweeps, out / f"sensitivity{ending}.png")
+    write_records(rows, out)
     return text
 
 

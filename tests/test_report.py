@@ -345,6 +345,68 @@ def test_the_overview_has_every_table_s_comparisons_seen_from_brcd(cli, tmp_path
     assert (none["difference"] < none["high"]).all() and not found.loc[found["method"] == "kl", "told"].any()
 
 
+def recorded(file, value=0.5):
+    """The run folder of a ``result`` as it is when a run has ended."""
+    folder = file.parent
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"run": str(folder)}))
+    best = {setting: {"value": value, "epoch": 1} for setting in ("sshp", "ashp")}
+    (folder / "summary.json").write_text(json.dumps({"best": best, "epochs": 2}))
+    (folder / "args.yaml").write_text("seed: 0\n")
+    (folder / "environment.json").write_text('{"commit": "c", "command": "x"}')
+    (folder / "log.csv").write_text("epoch,loss\n1,3.5\n2,2.5\n")
+    return file
+
+
+def test_tables_made_apart_are_one(cli, tmp_path):
+    files = {
+        bits: [
+            recorded(result(tmp_path, method, seed, bits, value + 0.013 * seed), value + 0.3)
+            for method, value in (("none", 0.4), ("brcd", 0.5), ("brcd no-mask", 0.51))
+            for seed in range(3)
+        ]
+        for bits in (16, 32)
+    }
+    write_report(read_rows([*files[16], *files[32]]), tmp_path / "whole")
+    write_report(read_rows([*files[16], *files[32][:3]]), tmp_path / "a")  # the plain student's are in both
+    write_report(read_rows(files[32]), tmp_path / "b")
+    code, out = cli("scripts.join", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "joined")
+    assert code == 0 and "Holm over 8 comparisons" in out
+    for name in ("rows.csv", "table.md", "table.tex", "validation.md", "significance.csv", "map.png", "bits.png"):
+        assert (tmp_path / "joined" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    for name in ("runs.jsonl", "logs.csv"):
+        joined, whole = ((tmp_path / folder / name).read_text() for folder in ("joined", "whole"))
+        assert sorted(joined.splitlines()) == sorted(whole.splitlines())
+
+
+def damage(folder, name, old, new):
+    (folder / name).write_text((folder / name).read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda b: damage(b, "rows.csv", "map_all", "map_none"), "other columns (map_all, map_none)"),
+        (lambda b: damage(b, "rows.csv", "0.5,0.5", "0.4,0.4"), "at 16 bits, with other results; leave one folder out"),
+        (lambda b: damage(b, "rows.csv", "teacher-views=4", "teacher-views=8"), "share differs: 'teacher-views=4' and"),
+        (lambda b: (b / "rows.csv").write_bytes(b"\xff"), "b/rows.csv: not what scripts.report writes"),
+        (lambda b: (b / "runs.jsonl").write_text("[]\n"), "b/runs.jsonl: not what scripts.report writes"),
+        (lambda b: (b / "logs.csv").unlink(), "b/logs.csv: not what scripts.report writes"),
+    ],
+)
+def test_what_is_no_part_of_a_table_is_not_joined(cli, tmp_path, spoil, words):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_report(read_rows([recorded(result(tmp_path / name))]), tmp_path / name)
+    spoil(tmp_path / "b")
+    code, _ = cli("scripts.join", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
+    assert code.startswith("error: ") and words in code and not (tmp_path / "out").exists()
+
+
+def test_a_row_without_its_run_is_not_joined(cli, tmp_path):
+    write_report(read_rows([result(tmp_path)]), tmp_path / "a")
+    assert "no runs.jsonl holds r" in cli("scripts.join", tmp_path / "a", "--out", tmp_path / "out")[0]
+
+
 # Published tables, repeated
 
 
