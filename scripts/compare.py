@@ -16,7 +16,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from pathlib import Path
 
 import torch
@@ -66,6 +66,7 @@ class Runner:
 
     def __init__(self, cores: int):
         self.machines, self.failed, self.lock = [(cores, cores)], [], threading.Lock()
+        self.asking = threading.Lock()
         # Importing PyTorch and the rest costs seconds, of which short runs are mostly made: a server imports them once,
         # and every command line is a process forked from it.
         self.processes = multiprocessing.get_context("forkserver")
@@ -79,8 +80,13 @@ class Runner:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         for words in job.commands:
             process = self.processes.Process(target=command_line, args=(job.log, threads, list(map(str, words))))
-            process.start()
-            process.join()
+            # Starting one asks all others for their exit status, and of two threads that ask for the same one at once
+            # the second is told 255: one asks at a time.
+            with self.asking:
+                process.start()
+            connection.wait([process.sentinel])
+            with self.asking:
+                process.join()
             if process.exitcode:
                 with self.lock:
                     self.failed.append(job.log)

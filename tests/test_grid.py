@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 from conftest import ROOT
 from test_encode import until
 
-from scripts.compare import OnRay, share
+from scripts.compare import Job, OnRay, Runner, share
 from utils.errors import UserError
 
 pytestmark = pytest.mark.slow  # whole command lines
@@ -140,6 +141,17 @@ def test_a_cluster_without_gpus_is_told():
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}]
     with pytest.raises(UserError, match=r"has a core and 0\.5 of a GPU"):
         OnRay(SimpleNamespace(nodes=lambda: nodes), 0.5)
+
+
+def test_of_many_processes_at_once_none_is_told_another_s_exit_status(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    runner = Runner(1)
+    well = [Job(tmp_path / f"{n}.log", [["evaluate.py", "--help"]] * 8, "features") for n in range(8)]
+    ill = Job(tmp_path / "ill.log", [["evaluate.py", "--none"], ["evaluate.py", "--help"]], "features")
+    with ThreadPoolExecutor(len(well) + 1) as pool:
+        list(pool.map(lambda job: runner.run(job, 1), [ill, *well]))
+    assert runner.failed == [ill.log] and ill.log.read_text().count("$ python") == 1
+    assert all(job.log.read_text().count("$ python") == 8 for job in well)
 
 
 def test_the_script_hands_on_how_many_and_how_much_of_a_gpu(tmp_path):
