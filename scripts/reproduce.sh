@@ -8,13 +8,14 @@ set -eu
 . "$(dirname "$0")/env.sh"
 export PYTHON="$PY"
 
-TABLES="quickstart digits cifar10 cifar10_112 cifar10_ablations cifar10_100epochs mirflickr"
+TABLES="quickstart digits cifar10 cifar10_ablations cifar10_100epochs"
+TABLES="$TABLES cifar10_112 cifar10_112_beyond cifar10_112_confirmed mirflickr"
 TABLES="$TABLES mirflickr_methods mirflickr_bihalf mirflickr_greedyhash mirflickr_itq"
 TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths"
-TABLES="$TABLES cifar10_five_seeds tinyimagenet100 mirflickr_masks digits_masks digits_masks_confirmed"
+TABLES="$TABLES tinyimagenet100 mirflickr_masks digits_masks digits_masks_confirmed"
 TABLE=${1:-}
 CHECK=${2:-}
-CELLS="none brcd"                   # what --check repeats
+CELLS="none brcd"                   # what --check repeats; if empty the first cell
 ALL="none rkd pkt sp kl crd sskd crcd packd brcd"
 
 case " $TABLES " in
@@ -29,7 +30,6 @@ export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
 case $TABLE in
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
-    cifar10_five_seeds) export DATASET=cifar10 NAME="$TABLE" SEEDS="0 1 2 3 4" ;;
     cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
     mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
     # Pictures of 64 pixels, seen at 128.
@@ -44,11 +44,22 @@ case $TABLE in
 esac
 case $TABLE in
     digits) set -- $ALL ;;
-    cifar10) export BITS="16 32 64" && set -- $ALL "brcd --no-mask" ;;
-    cifar10_five_seeds) set -- $ALL "brcd --no-mask" ;;
+    cifar10) export BITS="16 32 64" SEEDS="0 1 2 3 4" && set -- $ALL "brcd --no-mask" ;;
     cifar10_112) export STUDENT_FLAGS="--student-size 112" && set -- $ALL "brcd --no-mask" ;;
+    cifar10_112_beyond)
+        CELLS=""
+        export STUDENT_FLAGS="--student-size 112"
+        set -- none "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
+            "brcd --no-mask --lr-schedule cosine" "brcd --no-mask --lr-schedule cosine --epochs 90" \
+            "brcd --no-mask --batch-size 256" "brcd --no-mask --hardness 0.5" "brcd --no-mask --hardness 2"
+        ;;
+    cifar10_112_confirmed)
+        CELLS=""
+        export STUDENT_FLAGS="--student-size 112" SEEDS="3 4 5 6 7"
+        set -- "brcd --no-mask" "brcd --no-mask --hardness 2"
+        ;;
     cifar10_ablations)
-        CELLS="brcd"
+        CELLS=""
         set -- brcd "brcd --no-mask" "brcd --margin 0.3" "brcd --margin 0.7" "brcd --alpha 0.5" "brcd --clusters 5" \
             "brcd --clusters 20" "brcd --no-cluster" "brcd --no-offset" "brcd --no-false-negatives" \
             "brcd --no-individual" "brcd --no-structural" "brcd --views 4"
@@ -62,13 +73,13 @@ case $TABLE in
             "brcd --clusters 200" "brcd --clusters auto" "brcd --clusters 50 --no-mask"
         ;;
     *_masks)
-        CELLS="brcd"
+        CELLS=""
         set -- brcd "brcd --no-mask" "brcd --mask-rule anchor" "brcd --mask-rule positives" "brcd --mask-rule soft" \
             "brcd --mask-rule top --margin 0.25" "brcd --mask-rule steady --margin 0.8" \
             "brcd --mask-rule steady-image --margin 1"
         ;;
     digits_masks_confirmed)
-        export SEEDS="3 4 5 6 7" && CELLS="brcd"
+        export SEEDS="3 4 5 6 7" && CELLS=""
         set -- brcd "brcd --no-mask" "brcd --mask-rule positives"
         ;;
     mirflickr) set -- none pkt rkd kl brcd "brcd --no-mask" ;;
@@ -95,7 +106,7 @@ case $CHECK in
         PUBLISHED=results/$NAME
         export SEEDS="${SEEDS%% *}" BITS="${BITS##* }" NAME="check_$NAME" RUNS="runs/check_$NAME"
         rm -rf "$RUNS" "results/$NAME"  # else nothing would be repeated
-        set -- $CELLS
+        [ -z "$CELLS" ] && set -- "$1" || set -- $CELLS
         ;;
     *)
         echo "error: '$CHECK' is not known; there is: --check" >&2
