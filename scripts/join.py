@@ -17,6 +17,8 @@ from utils.errors import UserError, first_line
 from utils.files import written_aside
 from utils.options import Parser
 
+NEEDED = {*TABLE, "method", "bits", "setting", "seed", "map", "common", "multi_label", "relevance", "run", "file"}
+
 
 def read_rows(folders: list[Path]) -> pd.DataFrame:
     """The rows of all folders; one that several have counts once.
@@ -29,9 +31,12 @@ def read_rows(folders: list[Path]) -> pd.DataFrame:
     for folder in folders:
         try:
             rows = pd.read_csv(folder / "rows.csv")
+            if missing := NEEDED - set(rows):
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
+            measured = {name: pd.to_numeric(rows[name]) for name in rows if name.startswith(("map", "p@", "ndcg"))}
             base = rows["method"].str.split().str[0]
-            tables.append(rows.fillna({"student": "", "common": ""}).assign(base=base))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            tables.append(rows.fillna({"student": "", "common": ""}).assign(base=base, **measured))
+        except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{folder / 'rows.csv'}: not what scripts.report writes ({first_line(error)})") from None
         if odd := set(tables[-1].columns) ^ set(tables[0].columns):
             raise UserError(

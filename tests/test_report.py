@@ -388,6 +388,8 @@ def damage(folder, name, old, new):
         (lambda b: damage(b, "rows.csv", "map_all", "map_none"), "other columns (map_all, map_none)"),
         (lambda b: damage(b, "rows.csv", "0.5,0.5", "0.4,0.4"), "at 16 bits, with other results; leave one folder out"),
         (lambda b: damage(b, "rows.csv", "teacher-views=4", "teacher-views=8"), "share differs: 'teacher-views=4' and"),
+        (lambda b: damage(b, "rows.csv", "common", "shared"), "b/rows.csv: not what scripts.report writes (no column"),
+        (lambda b: damage(b, "rows.csv", "0.5,0.5", "half,0.5"), "b/rows.csv: not what scripts.report writes"),
         (lambda b: (b / "rows.csv").write_bytes(b"\xff"), "b/rows.csv: not what scripts.report writes"),
         (lambda b: (b / "runs.jsonl").write_text("[]\n"), "b/runs.jsonl: not what scripts.report writes"),
         (lambda b: (b / "logs.csv").unlink(), "b/logs.csv: not what scripts.report writes"),
