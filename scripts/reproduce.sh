@@ -8,7 +8,7 @@ set -eu
 . "$(dirname "$0")/env.sh"
 export PYTHON="$PY"
 
-TABLES="quickstart digits cifar10 cifar10_auto cifar10_ablations cifar10_100epochs"
+TABLES="quickstart digits cifar10 cifar10_auto cifar10_validations cifar10_ablations cifar10_100epochs"
 TABLES="$TABLES cifar10_112 cifar10_112_beyond cifar10_112_confirmed mirflickr"
 TABLES="$TABLES mirflickr_methods mirflickr_bihalf mirflickr_greedyhash mirflickr_itq"
 TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths"
@@ -30,7 +30,7 @@ export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
 case $TABLE in
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
-    cifar10_auto) export DATASET=cifar10 NAME="$TABLE" ;;
+    cifar10_auto | cifar10_validations) export DATASET=cifar10 NAME="$TABLE" ;;
     cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
     mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
     # Pictures of 64 pixels, seen at 128.
@@ -47,6 +47,9 @@ case $TABLE in
     digits) set -- $ALL ;;
     cifar10) export BITS="16 32 64" SEEDS="0 1 2 3 4" && set -- $ALL "brcd --no-mask" ;;
     cifar10_auto) export BITS=16 SEEDS="0 1 2 3 4" && CELLS="" && set -- brcd "brcd --clusters auto" ;;
+    cifar10_validations)
+        export STUDENT_FLAGS="--validate-every 2 --patience 15" && set -- none kl brcd "brcd --no-mask"
+        ;;
     cifar10_112) export STUDENT_FLAGS="--student-size 112" && set -- $ALL "brcd --no-mask" ;;
     cifar10_112_beyond)
         CELLS=""
