@@ -68,6 +68,8 @@ def read_runs(folders: list[Path], runs: set[str]) -> dict[str, dict]:
         try:
             with open(folder / "runs.jsonl") as file:
                 lines = [json.loads(line) for line in file]
+            if not all("best" in line for line in lines):
+                raise ValueError("a run without its best validations")
             found = {line["run"]: line for line in lines} | found
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / 'runs.jsonl'}: not what scripts.report writes ({first_line(error)})") from None

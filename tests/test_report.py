@@ -392,6 +392,7 @@ def damage(folder, name, old, new):
         (lambda b: damage(b, "rows.csv", "0.5,0.5", "half,0.5"), "b/rows.csv: not what scripts.report writes"),
         (lambda b: (b / "rows.csv").write_bytes(b"\xff"), "b/rows.csv: not what scripts.report writes"),
         (lambda b: (b / "runs.jsonl").write_text("[]\n"), "b/runs.jsonl: not what scripts.report writes"),
+        (lambda b: damage(b, "runs.jsonl", "best", "rest"), "writes (a run without its best validations)"),
         (lambda b: (b / "logs.csv").unlink(), "b/logs.csv: not what scripts.report writes"),
     ],
 )
