@@ -271,6 +271,7 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="for every run, teachers too, such as '--precision bfloat16'")
     parser.add_argument("--student-flags", default="", help="for every student, such as '--student-size 112'")
     parser.add_argument("--methods", nargs="+", required=True, help="each a method with flags: 'brcd --no-mask'")
+    parser.add_argument("--against", help="one of them, which the others are tested against (default: brcd)")
     parser.add_argument("--bits", type=whole(1), nargs="+", default=[16, 32, 64], help="code lengths")
     parser.add_argument("--seeds", type=whole(0, 2**32 - 1), nargs="+", default=[0], help="of teacher and student")
     parser.add_argument("--views", type=view_count, default=8, help="random views an image, cached")
@@ -289,6 +290,8 @@ def main() -> None:
     common += ["--data-dir", args.data_dir] if args.data_dir else []
     common += args.flags.split()
     check_methods(args)
+    if args.against and args.against not in args.methods:
+        raise UserError(f"--against '{args.against}' is none of --methods; there are: {', '.join(args.methods)}")
     if (args.ray or args.gpus) and args.engine != "ray":
         raise UserError("--ray and --gpus need --engine ray")
     if args.ray:
@@ -301,8 +304,10 @@ def main() -> None:
         run_all(runner, student_jobs(args, common, cells), "students", args.jobs)
     done = [c.folder / "test.json" for c in cells if (c.folder / "test.json").exists()]
     if done:
-        out = Path("results") / args.name
-        print(f"\n{write_report(read_rows(done), out)}\n\n{len(done)} of {len(cells)} cells; wrote {out}/")
+        out, rows = Path("results") / args.name, read_rows(done)
+        named = [c.folder / "test.json" for c in cells if c.method == args.against]
+        against = next(iter(rows.loc[rows["file"].isin(map(str, named)), "method"]), None)  # as the tables call it
+        print(f"\n{write_report(rows, out, against)}\n\n{len(done)} of {len(cells)} cells; wrote {out}/")
     if runner.failed:
         raise UserError(
             f"{len(runner.failed)} runs failed, see {', '.join(map(str, runner.failed[:5]))}; mend the cause and "

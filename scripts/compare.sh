@@ -22,6 +22,7 @@ TEACHER_EPOCHS=${TEACHER_EPOCHS:-100}
 EPOCHS=${EPOCHS:-60}
 DEVICE=${DEVICE:-auto}
 CACHE_DIR=${CACHE_DIR:-cache}
+AGAINST=${AGAINST:-}                # the method that the others are tested against; without it brcd
 JOBS=${JOBS:-}                      # students side by side; without it as many as there are cores
 GPUS=${GPUS:-}                      # of Ray: share of a GPU a student, such as 0.5
 
@@ -31,4 +32,4 @@ GPUS=${GPUS:-}                      # of Ray: share of a GPU a student, such as 
     --teacher-hashing "$TEACHER_HASHING" --student "$STUDENT" --flags="$FLAGS" --student-flags="$STUDENT_FLAGS" \
     --bits $BITS --seeds $SEEDS --views "$VIEWS" --teacher-epochs "$TEACHER_EPOCHS" --epochs "$EPOCHS" --device "$DEVICE" --cache-dir "$CACHE_DIR" \
     --engine "$ENGINE" --ray "$([ "$ENGINE" = local ] || echo "${RAY_ADDRESS:-}")" \
-    ${JOBS:+--jobs "$JOBS"} ${GPUS:+--gpus "$GPUS"} --methods "$@"
+    ${AGAINST:+--against "$AGAINST"} ${JOBS:+--jobs "$JOBS"} ${GPUS:+--gpus "$GPUS"} --methods "$@"

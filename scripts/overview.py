@@ -37,7 +37,10 @@ def read_differences(folder: Path) -> pd.DataFrame:
     tables = []
     for file in sorted(folder.glob("*/significance.csv")):
         try:
-            found = pd.read_csv(file).query("less == 'brcd'").dropna(subset="p_holm")
+            found = pd.read_csv(file).dropna(subset="p_holm")
+            turned = found.query("method == 'brcd'")  # of a table that is against another row
+            signs = {"difference": -turned["difference"], "low": -turned["high"], "high": -turned["low"]}
+            found = pd.concat([found.query("less == 'brcd'"), turned.assign(method=turned["less"], **signs)])
             lengths = found["bits"].nunique()
             name = found["bits"].map(
                 lambda bits, f=file, n=lengths: f.parent.name + (f", {bits} bits" if n > 1 else "")

@@ -12,7 +12,8 @@ TABLES="quickstart digits cifar10 cifar10_auto cifar10_validations cifar10_ablat
 TABLES="$TABLES cifar10_112 cifar10_112_beyond cifar10_112_confirmed mirflickr"
 TABLES="$TABLES mirflickr_methods mirflickr_bihalf mirflickr_greedyhash mirflickr_itq"
 TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths"
-TABLES="$TABLES tinyimagenet100 mirflickr_masks digits_masks digits_masks_confirmed"
+TABLES="$TABLES tinyimagenet100"
+TABLES="$TABLES digits_masks digits_masks_confirmed cifar10_masks mirflickr_masks"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats; if empty the first cell
@@ -30,7 +31,7 @@ export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
 case $TABLE in
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
-    cifar10_auto | cifar10_validations) export DATASET=cifar10 NAME="$TABLE" ;;
+    cifar10_auto | cifar10_validations | cifar10_masks*) export DATASET=cifar10 NAME="$TABLE" ;;
     cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
     mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
     # Pictures of 64 pixels, seen at 128.
@@ -52,14 +53,14 @@ case $TABLE in
         ;;
     cifar10_112) export STUDENT_FLAGS="--student-size 112" && set -- $ALL "brcd --no-mask" ;;
     cifar10_112_beyond)
-        CELLS=""
+        CELLS="" && export AGAINST="brcd --no-mask"
         export STUDENT_FLAGS="--student-size 112"
         set -- none "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
             "brcd --no-mask --lr-schedule cosine" "brcd --no-mask --lr-schedule cosine --epochs 90" \
             "brcd --no-mask --batch-size 256" "brcd --no-mask --hardness 0.5" "brcd --no-mask --hardness 2"
         ;;
     cifar10_112_confirmed)
-        CELLS=""
+        CELLS="" && export AGAINST="brcd --no-mask"
         export STUDENT_FLAGS="--student-size 112" SEEDS="3 4 5 6 7"
         set -- "brcd --no-mask" "brcd --no-mask --hardness 2"
         ;;
@@ -78,14 +79,14 @@ case $TABLE in
             "brcd --clusters 200" "brcd --clusters auto" "brcd --clusters 50 --no-mask"
         ;;
     *_masks)
-        CELLS=""
+        CELLS="" && export AGAINST="brcd --no-mask"
         set -- brcd "brcd --no-mask" "brcd --mask-rule anchor" "brcd --mask-rule positives" "brcd --mask-rule soft" \
             "brcd --mask-rule top --margin 0.25" "brcd --mask-rule steady --margin 0.8" \
             "brcd --mask-rule steady-image --margin 1"
         ;;
-    digits_masks_confirmed)
-        export SEEDS="3 4 5 6 7" && CELLS=""
-        set -- brcd "brcd --no-mask" "brcd --mask-rule positives"
+    *_masks_confirmed)
+        export SEEDS="3 4 5 6 7" AGAINST="brcd --no-mask" && CELLS=""
+        set -- brcd "brcd --no-mask" "brcd --mask-rule positives" "brcd --mask-rule anchor"
         ;;
     mirflickr) set -- none pkt rkd kl brcd "brcd --no-mask" ;;
     mirflickr_methods) export SEEDS="0 1 2 3 4" && set -- $ALL "brcd --no-mask" "brcd --clusters auto" ;;
@@ -99,9 +100,14 @@ case $TABLE in
         export STUDENT="efficientnet_${TABLE##*_}" && TEACHER=${TABLE#*_}
         export TEACHER="efficientnet_${TEACHER%_*}" && set -- none rkd kl brcd "brcd --no-mask"
         ;;
+    mirflickr_views)
+        CELLS=""
+        set -- brcd "brcd --views 8" "brcd --views 16" "brcd --views 32" none "none --views 32" kl "kl --views 32"
+        ;;
+    mirflickr_fresh) export SEEDS=0 && CELLS="" && set -- brcd "brcd --views 32" "brcd --views 0" ;;
     mirflickr_lengths)
-        export BITS="8 32 64 128 256"
-        set -- none kl brcd "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
+        export BITS="8 16 32 64 128 256"
+        set -- none kl brcd "brcd --margin 0.1" "brcd --margin 0.3" "brcd --margin 0.7" "brcd --no-mask"
         ;;
 esac
 
@@ -109,7 +115,7 @@ case $CHECK in
     "") ;;
     --check)
         PUBLISHED=results/$NAME
-        export SEEDS="${SEEDS%% *}" BITS="${BITS##* }" NAME="check_$NAME" RUNS="runs/check_$NAME"
+        export SEEDS="${SEEDS%% *}" BITS="${BITS##* }" NAME="check_$NAME" RUNS="runs/check_$NAME" AGAINST=
         rm -rf "$RUNS" "results/$NAME"  # else nothing would be repeated
         [ -z "$CELLS" ] && set -- "$1" || set -- $CELLS
         ;;

@@ -71,6 +71,15 @@ def test_a_killed_grid_goes_on_and_says_what_failed(local):
     assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
 
 
+def test_a_grid_tests_against_the_method_that_is_named(local):
+    grid, _ = local
+    assert grid.finish("--against", "brcd --no-mask").returncode == 0
+    tested = (grid.folder / "results" / "grid" / "significance.csv").read_text().splitlines()
+    assert len(tested) == 5 and all(",brcd clusters=3 no-mask,1," in line for line in tested[1:])
+    refused = grid.finish("--against", "brcd")
+    assert refused.returncode == 1 and "--against 'brcd' is none of --methods" in refused.stderr
+
+
 def test_on_ray_a_lost_worker_or_driver_loses_nothing_and_changes_no_bit(local, tmp_path):
     other, expected = local
     grid = Grid(tmp_path, other.folder / "cache", "--engine", "ray")

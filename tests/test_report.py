@@ -323,10 +323,10 @@ def test_what_chose_the_checkpoints_has_a_table_of_its_own(tmp_path):
 
 def test_the_overview_has_every_table_s_comparisons_seen_from_brcd(cli, tmp_path):
     values = {"brcd": (0.5, 0.51, 0.52), "none": (0.4, 0.4101, 0.4201), "kl": (0.49, 0.53, 0.51)}
-    for name, lengths in (("one", [64]), ("two", [16, 128])):
+    for name, lengths, against in (("one", [64], "none"), ("two", [16, 128], None)):
         (tmp_path / name).mkdir()
         runs = [(m, s, b, v) for m, row in values.items() for s, v in enumerate(row) for b in lengths]
-        write_report(read_rows([result(tmp_path / name, *run) for run in runs]), tmp_path / name)
+        write_report(read_rows([result(tmp_path / name, *run) for run in runs]), tmp_path / name, against)
     code, _ = cli("scripts.overview", "--results", tmp_path)
     assert code == 0 and (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "bad" / "three").mkdir(parents=True)
@@ -343,6 +343,7 @@ def test_the_overview_has_every_table_s_comparisons_seen_from_brcd(cli, tmp_path
     none = found[(found["method"] == "none") & (found["setting"] == "sshp")]
     assert (none["difference"] > 0.09).all() and (none["low"] < none["difference"]).all() and none["told"].all()
     assert (none["difference"] < none["high"]).all() and not found.loc[found["method"] == "kl", "told"].any()
+    assert len(none) == 3 and set(found.loc[found["table"] == "one", "method"]) == {"none"}
 
 
 def recorded(file, value=0.5):
@@ -468,6 +469,8 @@ def test_a_check_repeats_one_seed_and_compares(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "--bits 64 --seeds 0 --views 8" in done.stdout and "--methods none brcd\n" in done.stdout
     assert done.stdout.endswith("-m scripts.check_rows results/check_cifar10_lite2_lite0 results/cifar10_lite2_lite0\n")
+    assert "--against" in reproduce(tmp_path, "digits_masks_confirmed").stdout
+    assert "--against" not in reproduce(tmp_path, "digits_masks_confirmed", "--check").stdout
     for words in (["imagenot"], ["mirflickr_bihalv"], ["cifar10", "--chek"], []):
         done = reproduce(tmp_path, *words)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
