@@ -11,6 +11,7 @@ summary) and logs.csv (every epoch).
 from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,11 @@ def _shared(dicts: list[dict]) -> dict:
 
 
 def order(method: str) -> tuple:
-    return (FIRST.index(method), "") if method in FIRST else (len(FIRST) + method.startswith("brcd"), method)
+    """Of the tables' rows: teacher and plain student first, BRCD last; numbers by their size, 8 views before 16."""
+    base = method.split()[0]
+    rank = FIRST.index(base) if base in FIRST else len(FIRST) + (base == "brcd")
+    words = re.split(r"(\d+(?:\.\d+)?)", method)  # text and numbers in turn
+    return (rank, *(float(word) if i % 2 else word for i, word in enumerate(words)))
 
 
 def table_of(rows: pd.DataFrame, metrics: list[str]) -> tuple[list[str], list[list[str]]]:

@@ -11,7 +11,7 @@ export PYTHON="$PY"
 TABLES="quickstart digits cifar10 cifar10_auto cifar10_validations cifar10_ablations cifar10_100epochs"
 TABLES="$TABLES cifar10_112 cifar10_112_beyond cifar10_112_confirmed mirflickr"
 TABLES="$TABLES mirflickr_methods mirflickr_bihalf mirflickr_greedyhash mirflickr_itq"
-TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths"
+TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths mirflickr_views"
 TABLES="$TABLES tinyimagenet100"
 TABLES="$TABLES digits_masks digits_masks_confirmed cifar10_masks cifar10_masks_confirmed mirflickr_masks"
 TABLES="$TABLES mirflickr_masks_confirmed tinyimagenet100_masks_confirmed"
@@ -104,7 +104,7 @@ case $TABLE in
         export TEACHER="efficientnet_${TEACHER%_*}" && set -- none rkd kl brcd "brcd --no-mask"
         ;;
     mirflickr_views)
-        CELLS=""
+        CELLS="" && export AGAINST=brcd  # of 4 views; others have the name "brcd" too
         set -- brcd "brcd --views 8" "brcd --views 16" "brcd --views 32" none "none --views 32" kl "kl --views 32"
         ;;
     mirflickr_fresh) export SEEDS=0 && CELLS="" && set -- brcd "brcd --views 32" "brcd --views 0" ;;

@@ -226,8 +226,9 @@ def test_several_labels_an_image_get_ndcg_in_the_table(tmp_path):
 
 
 def test_teacher_and_none_come_first_and_brcd_last():
-    names = ["brcd no-mask", "rkd", "none", "brcd", "teacher", "crd"]
-    assert sorted(names, key=order) == ["teacher", "none", "crd", "rkd", "brcd", "brcd no-mask"]
+    ordered = ["teacher", "none", "none views=4", "crd", "rkd", "brcd", "brcd alpha=0.5", "brcd clusters=5"]
+    ordered += ["brcd clusters=50", "brcd clusters=50 no-mask", "brcd clusters=100", "brcd clusters=auto"]
+    assert sorted(reversed(ordered), key=order) == ordered
 
 
 def test_a_report_writes_everything(tmp_path):
