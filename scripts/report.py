@@ -355,8 +355,9 @@ def write_records(rows: pd.DataFrame, out: Path) -> None:
 
 def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """By setting and method: precision, recall and share of queries answered within each radius, mean over the seeds;
-    of the longest codes. Ablations and settings of one method are left to the table."""
-    longest = rows[(rows["bits"] == rows["bits"].max()) & ~rows["method"].str.contains(" ")]
+    of the longest codes. Where a method has a plain row, its ablations are left to the table."""
+    drawn = (rows["method"] == rows["base"]) | ~rows["base"].isin(set(rows["method"]))
+    longest = rows[(rows["bits"] == rows["bits"].max()) & drawn]
     by_setting: dict[str, dict] = {}
     for (setting, name), runs in longest.groupby(["setting", "method"]):
         curves = []

@@ -199,6 +199,8 @@ def test_precision_and_recall_are_means_over_seeds_of_the_longest_codes(tmp_path
     found = precision_recall(read_rows([*files, result(tmp_path, "brcd", 0, 16, 0.3)]))
     assert set(found) == {"sshp", "ashp"} and set(found["sshp"]) == {"brcd", "teacher"}
     assert found["sshp"]["brcd"]["precision"] == pytest.approx([0.7, 0.2])
+    varied = precision_recall(read_rows([result(tmp_path, f"brcd margin={n}", 0, 32) for n in (0.3, 0.7)]))
+    assert set(varied["sshp"]) == {"brcd margin=0.3", "brcd margin=0.7", "teacher"}
 
 
 def test_the_records_hold_arguments_and_epochs_of_students_and_teachers(tmp_path):
