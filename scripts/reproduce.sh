@@ -15,6 +15,7 @@ TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite
 TABLES="$TABLES mirflickr_fresh tinyimagenet100"
 TABLES="$TABLES digits_masks digits_masks_confirmed cifar10_masks cifar10_masks_confirmed mirflickr_masks"
 TABLES="$TABLES mirflickr_masks_confirmed tinyimagenet100_masks_confirmed"
+TABLES="$TABLES cifar10_hardness mirflickr_hardness tinyimagenet100_hardness"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats; if empty the first cell
@@ -32,7 +33,7 @@ export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
 case $TABLE in
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
-    cifar10_auto | cifar10_validations | cifar10_masks*) export DATASET=cifar10 NAME="$TABLE" ;;
+    cifar10_auto | cifar10_validations | cifar10_masks* | cifar10_hardness) export DATASET=cifar10 NAME="$TABLE" ;;
     cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
     mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
     # Pictures of 64 pixels, seen at 128.
@@ -58,7 +59,8 @@ case $TABLE in
         export STUDENT_FLAGS="--student-size 112"
         set -- none "brcd --no-mask" "brcd --no-mask --also kl" "brcd --no-mask --also rkd" \
             "brcd --no-mask --lr-schedule cosine" "brcd --no-mask --lr-schedule cosine --epochs 90" \
-            "brcd --no-mask --batch-size 256" "brcd --no-mask --hardness 0.5" "brcd --no-mask --hardness 2"
+            "brcd --no-mask --batch-size 256" "brcd --no-mask --hardness 0.5" "brcd --no-mask --hardness 2" \
+            "brcd --no-mask --hardness 4"
         ;;
     cifar10_112_confirmed)
         CELLS="" && export AGAINST="brcd --no-mask"
@@ -90,6 +92,10 @@ case $TABLE in
         [ "$DATASET" = folder ] || export SEEDS="3 4 5 6 7"  # other seeds than the rules were chosen on
         export AGAINST="brcd --no-mask" && CELLS=""
         set -- brcd "brcd --no-mask" "brcd --mask-rule positives" "brcd --mask-rule anchor"
+        ;;
+    *_hardness)
+        export SEEDS="3 4 5 6 7" AGAINST="brcd --no-mask" && CELLS=""
+        set -- "brcd --no-mask" "brcd --no-mask --hardness 2"
         ;;
     mirflickr) set -- none pkt rkd kl brcd "brcd --no-mask" ;;
     mirflickr_methods) export SEEDS="0 1 2 3 4" && set -- $ALL "brcd --no-mask" "brcd --clusters auto" ;;
