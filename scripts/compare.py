@@ -305,8 +305,9 @@ def main() -> None:
     done = [c.folder / "test.json" for c in cells if (c.folder / "test.json").exists()]
     if done:
         out, rows = Path("results") / args.name, read_rows(done)
-        named = [c.folder / "test.json" for c in cells if c.method == args.against]
-        against = next(iter(rows.loc[rows["file"].isin(map(str, named)), "method"]), None)  # as the tables call it
+        named = [str(c.folder / "test.json") for c in cells if c.method == args.against]
+        ours = (rows["base"] != "teacher") & rows["file"].isin(named)  # a teacher's row is read from a student's file
+        against = next(iter(rows.loc[ours, "method"]), None)  # as the tables call it
         print(f"\n{write_report(rows, out, against)}\n\n{len(done)} of {len(cells)} cells; wrote {out}/")
     if runner.failed:
         raise UserError(

@@ -73,9 +73,10 @@ def test_a_killed_grid_goes_on_and_says_what_failed(local):
 
 def test_a_grid_tests_against_the_method_that_is_named(local):
     grid, _ = local
-    assert grid.finish("--against", "brcd --no-mask").returncode == 0
-    tested = (grid.folder / "results" / "grid" / "significance.csv").read_text().splitlines()
-    assert len(tested) == 5 and all(",brcd clusters=3 no-mask,1," in line for line in tested[1:])
+    for method, row in (("none", "none"), ("brcd --no-mask", "brcd clusters=3 no-mask")):
+        assert grid.finish("--against", method).returncode == 0
+        tested = (grid.folder / "results" / "grid" / "significance.csv").read_text().splitlines()
+        assert len(tested) == 5 and all(f",{row},1," in line for line in tested[1:])
     refused = grid.finish("--against", "brcd")
     assert refused.returncode == 1 and "--against 'brcd' is none of --methods" in refused.stderr
 
