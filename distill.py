@@ -37,13 +37,13 @@ from models.backbones import (
     recalibrate_batch_norm,
     set_batch_norm_statistics,
 )
-from models.engines import pick_device
 from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head, student_head
 from models.trained import Trained, best_file, read_teacher
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from retrieval.relevance import measure, relevance
 from utils import distributed
+from utils.devices import pick_device, to_device
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError
 from utils.files import file_lock, read_csv, written_aside
@@ -237,7 +237,7 @@ def training_views(
                 for bank in (banks[1], *(teacher_views(teacher_head, teacher.bank(n, q), device) for q in (1, 2, 3)))
             ],
         ]
-    return BankedViews(banks, args.seed, rotated)
+    return BankedViews(banks, args.seed, rotated, device)
 
 
 def teacher_views(head: HashHead, bank: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -255,14 +255,13 @@ class Step:
 
     def __call__(self, views: ViewBatch, draw: torch.Generator) -> dict[str, torch.Tensor]:
         """The batch's terms, "loss" among them."""
-        student_features, teacher_logits = (rows.to(self.device, non_blocking=True) for rows in views.pairs)
+        student_features, teacher_logits = (to_device(rows, self.device) for rows in views.pairs)
         logits = self.head(student_features)  # [2, B, D] -> [2, B, b]
-        student_rotated, teacher_rotated = (
-            (self.head(views.rotated[0].to(self.device)), views.rotated[1].to(self.device))  # [4, B, b]
-            if views.rotated
-            else (None, None)
-        )
-        index = views.index.to(self.device)
+        student_rotated = teacher_rotated = None
+        if views.rotated:
+            turned, teacher_rotated = (to_device(rows, self.device) for rows in views.rotated)
+            student_rotated = self.head(turned)  # [4, B, b]
+        index = to_device(views.index, self.device)
         terms = self.hashing(logits, student_features)
         extra = self.method(Batch(index, logits, teacher_logits, draw, student_rotated, teacher_rotated))
         return {**terms, **extra, "loss": terms["loss"] + self.kd_weight * sum(extra.values())}
@@ -312,7 +311,7 @@ def main() -> None:
         views = training_views(args, images, student, teacher, teacher_head, device, needs.rotations)
         if needs.clusters:
             train_codes = teacher_head.encode(teacher.evaluation(images.train))
-            view_codes = np.where(views.banks[1] >= 0, 1, -1) if args.mask_rule in BY_VIEWS else None  # [N, n, b]
+            view_codes = np.where(views.banks[1].cpu() >= 0, 1, -1) if args.mask_rule in BY_VIEWS else None  # [N, n, b]
             knowledge = teacher_knowledge(args, run, train_codes, view_codes, images.labels[images.train])
         validate = validation(head, student, teacher, teacher_head, images)
     with seeded("method", args.seed):  # embeddings and memories of the methods that have them

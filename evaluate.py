@@ -24,12 +24,12 @@ from data.features import extractor
 from data.load import add_data_arguments, load_data
 from data.transforms import EVAL_VERSION, eval_transform
 from losses.methods import METHODS
-from models.engines import pick_device
 from models.trained import Trained, read_run
 from retrieval.codes import pack
 from retrieval.metrics import retrieval_report
 from retrieval.relevance import relevance
 from utils import distributed
+from utils.devices import pick_device
 from utils.errors import UserError
 from utils.figures import draw_curves, draw_retrieved
 from utils.files import write_csv, write_json, written_aside

@@ -21,7 +21,6 @@ from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
 from losses.nt_xent import TEMPERATURE
 from models.backbones import BACKBONES, FEATURES, build_backbone, check_size
-from models.engines import pick_device
 from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head
 from models.itq import itq_head
 from models.trained import best_file
@@ -29,6 +28,7 @@ from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from retrieval.relevance import measure, relevance
 from utils import distributed
+from utils.devices import pick_device, to_device
 from utils.options import Parser, named, one_of, real, whole
 from utils.runs import Run
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
@@ -90,7 +90,7 @@ def finish(run: Run, images: HashingData, features: Extractor, summary: dict) ->
 
 def training_views(args, images: HashingData, features: Extractor) -> BankedViews | FreshViews:
     if args.views:
-        return BankedViews([features.bank(args.views)], args.seed)
+        return BankedViews([features.bank(args.views)], args.seed, device=features.device)
     return FreshViews(images, [(features.engine, args.size)], args.seed, features.device, args.workers)
 
 
@@ -118,7 +118,7 @@ def main() -> None:
 
     def steps(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
         for batch in views.epoch(epoch, args.batch_size):
-            pair = batch.pairs[0].to(device, non_blocking=True)  # [2, B, D]
+            pair = to_device(batch.pairs[0], device)  # [2, B, D]
             yield objective(head(pair), pair)
 
     def save_best(path: Path, epoch: int, metrics: dict[str, float]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from data.resize import resize
+from utils.devices import to_device
 
 SIZE = 224
 CROP_FROM = 256  # short side before the centre crop of evaluation
@@ -79,8 +80,14 @@ class ViewParams:
     def __getitem__(self, rows) -> "ViewParams":
         return ViewParams(*(getattr(self, f.name)[rows] for f in fields(self)))
 
-    def to(self, device) -> "ViewParams":
-        return ViewParams(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+    def to(self, device: torch.device) -> "ViewParams":
+        """The same there, sent in one copy."""
+        if device.type == "cpu":
+            return self
+        values = [getattr(self, f.name) for f in fields(self)]
+        flat = [v.float().flatten(1) if v.dim() > 1 else v.float()[:, None] for v in values]  # whole numbers stay exact
+        sent = to_device(torch.cat(flat, dim=1), device).split([v.shape[1] for v in flat], dim=1)
+        return ViewParams(*(s.reshape(v.shape).to(v.dtype) for s, v in zip(sent, values, strict=True)))
 
 
 def sample_views(n: int, flip: bool, generator: torch.Generator) -> ViewParams:
@@ -180,11 +187,18 @@ def shift_hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     return torch.stack(channels, dim=1)
 
 
+def rows_of(masks: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Where each mask [B], on the CPU, is set: positions on ``device``, sent in one copy, so that no GPU is asked."""
+    rows = [torch.nonzero(mask)[:, 0] for mask in masks]
+    return list(to_device(torch.cat(rows), device).split([len(r) for r in rows]))
+
+
 def change_colours(x: torch.Tensor, params: ViewParams, weight: torch.Tensor) -> torch.Tensor:
     """ColorJitter and grayscale, each image with its own factors in its own order.
 
     Args:
         x: [B, 3, H, W] in 0..1.
+        params: on the CPU, wherever ``x`` is.
         weight: [B, H, W] sums to 1: how much each pixel counts in the mean that contrast pulls towards.
     """
 
@@ -201,25 +215,27 @@ def change_colours(x: torch.Tensor, params: ViewParams, weight: torch.Tensor) ->
         lambda x, factor, weight: blend(x, luma(x).expand_as(x), factor),
         lambda x, factor, weight: shift_hue(x, factor),
     )
-    x = x.clone()
-    for step in range(4):
-        for kind, operation in enumerate(operations):
-            rows = torch.nonzero(params.jitter & (params.order[:, step] == kind))[:, 0]
-            x[rows] = operation(x[rows], params.factors[rows, kind], weight[rows])
-    rows = torch.nonzero(params.gray)[:, 0]
-    x[rows] = luma(x[rows]).expand(-1, 3, -1, -1)
+    x, factors = x.clone(), to_device(params.factors, x.device)
+    turns = [(step, kind) for step in range(4) for kind in range(4)]
+    *changed, gray = rows_of([*(params.jitter & (params.order[:, s] == k) for s, k in turns), params.gray], x.device)
+    for (_, kind), rows in zip(turns, changed, strict=True):
+        if len(rows):
+            x[rows] = operations[kind](x[rows], factors[rows, kind], weight[rows])
+    x[gray] = luma(x[gray]).expand(-1, 3, -1, -1)
     return x
 
 
 def views_of_stack(images: torch.Tensor, params: ViewParams, size: int) -> torch.Tensor:
-    """uint8 [B, 3, H, W], all of one size -> their views, uint8 [B, 3, size, size]."""
+    """uint8 [B, 3, H, W], all of one size -> their views, uint8 [B, 3, size, size]; ``params`` on the CPU."""
     height, width = images.shape[2:]
-    top, left, h, w = crop_boxes(params, height, width).unbind(dim=1)
+    boxes = crop_boxes(params, height, width)  # [B, 4]
+    colours, params = params, params.to(images.device)
+    top, left, h, w = to_device(boxes, images.device).unbind(dim=1)
     rows = resize_weights(top, h, height, size)  # [B, size, H]
     columns = resize_weights(left, w, width, size)  # [B, size, W]
     columns = torch.where(params.flip[:, None, None], columns.flip(1), columns)
     weight = rows.mean(dim=1)[:, :, None] * columns.mean(dim=1)[:, None, :]  # [B, H, W] each pixel's share of the view
-    x = change_colours(images.float() / 255, params, weight)
+    x = change_colours(images.float() / 255, colours, weight)
     rows, columns = blur_rows(rows, params.sigma), blur_rows(columns, params.sigma)
     # Weights sum to 1, so the half that rounding adds can be added here, where the images are small.
     x = (rows[:, None] @ (x * 255 + 0.5)).flatten(1, 2) @ columns.mT  # [B, 3 size, size]
@@ -227,15 +243,16 @@ def views_of_stack(images: torch.Tensor, params: ViewParams, size: int) -> torch
 
 
 def views_of_crops(crops: torch.Tensor, params: ViewParams) -> torch.Tensor:
-    """uint8 [B, 3, size, size], cropped, resized and flipped already -> views: colours and blur in batches."""
+    """uint8 [B, 3, size, size], cropped, resized and flipped already -> views: colours and blur in batches; ``params``
+    on the CPU."""
     size = crops.shape[2]
     x = change_colours(
         crops.float() / 255,
         params,
         crops.new_full((1, 1, 1), 1 / size**2, dtype=torch.float32).expand(len(crops), size, size),
     )
-    rows = torch.nonzero(params.sigma)[:, 0]
-    sigma = params.sigma[rows]
+    (rows,) = rows_of([params.sigma > 0], x.device)
+    sigma = to_device(params.sigma[params.sigma > 0], x.device)
     x[rows] = blur_rows(blur_rows(x[rows], sigma).mT, sigma).mT
     return (x * 255).round().to(torch.uint8)
 

@@ -16,10 +16,12 @@ import torch
 from data.dataset import HashingData
 from data.transforms import ViewParams, crop_view, eval_transform, sample_views, views_of_crops, views_of_stack
 from utils import distributed
+from utils.devices import to_device
 from utils.errors import UserError
 from utils.pipeline import prefetch
 from utils.seeds import generator
 
+CPU = torch.device("cpu")
 Engine = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -68,10 +70,10 @@ def view_pixels(
     index = data.train[rows.numpy()]
     stack = data.source.stack
     if stack is not None and max(stack.shape[2:]) <= size:
-        return views_of_stack(stack[index].to(device), params.to(device), size)
+        return views_of_stack(to_device(stack[index], device), params, size)
     one = lambda b: crop_view(data.source[index[b]], params[b : b + 1], size)  # noqa: E731
     crops = torch.stack(list(pool.map(one, range(len(index)))))
-    return views_of_crops(crops.to(device), params.to(device))
+    return views_of_crops(to_device(crops, device), params)
 
 
 def rotate(images: torch.Tensor, quarters: int) -> torch.Tensor:
@@ -118,10 +120,18 @@ class BankedViews:
         banks: arrays or memory maps [N, n, D], one for each network that looks at the views.
         seed: of the run: the images' order and which two views each gets, every epoch anew.
         rotated: for each network its banks [R, n, D] at 0, 1, 2 and 3 quarter turns; R may be smaller than N.
+        device: where batches are wanted. A GPU holds the banks if half of its free memory does, and then a step copies
+            nothing; else rows are sent as they are needed.
     """
 
-    def __init__(self, banks: list, seed: int, rotated: list[list] = ()):
-        self.banks, self.seed, self.rotated = banks, seed, rotated
+    def __init__(self, banks: list, seed: int, rotated: list[list] = (), device: torch.device = CPU):
+        self.seed, self.device, self.resident = seed, device, False
+        if device.type == "cuda":
+            everything = [*banks, *(bank for four in rotated for bank in four)]
+            size = sum(bank.nbytes for bank in everything)
+            self.resident = size <= torch.cuda.mem_get_info(device)[0] / 2
+        hold = (lambda bank: torch.tensor(bank).to(device)) if self.resident else (lambda bank: bank)
+        self.banks, self.rotated = [hold(b) for b in banks], [[hold(b) for b in four] for four in rotated]
         self.n_views, self.n = banks[0].shape[:2]
         if self.n_views < 2:
             raise UserError(
@@ -136,16 +146,21 @@ class BankedViews:
         views = torch.stack([first, second])  # [2, n] by image
         if self.rotated:
             which = torch.randint(len(self.rotated[0][-1]), (self.n,), generator=generator("turned", self.seed, epoch))
-        for index in order.split(batch_size):
-            pair = views[:, index]  # [2, B]
+        sequence = torch.stack([order, *views[:, order], which[order]] if self.rotated else [order, *views[:, order]])
+        if self.resident:
+            sequence = to_device(sequence, self.device)  # the one copy of an epoch
+        for index, *columns in (part.unbind() for part in sequence.split(batch_size, dim=1)):
+            pair = torch.stack(columns[:2])  # [2, B]
             yield ViewBatch(
                 index,
-                [torch.as_tensor(bank[pair, index]).float() for bank in self.banks],
-                [
-                    torch.stack([torch.as_tensor(bank[which[index], index]).float() for bank in four])
-                    for four in self.rotated
-                ],
+                [self._rows(bank, pair, index) for bank in self.banks],
+                [torch.stack([self._rows(bank, columns[2], index) for bank in four]) for four in self.rotated],
             )
+
+    def _rows(self, bank, views: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """[..., D] of ``bank`` [N, n, D], on the device."""
+        rows = bank[views, index]
+        return rows.float() if self.resident else to_device(torch.as_tensor(rows), self.device).float()
 
 
 class FreshViews:

@@ -16,6 +16,7 @@ from losses.pkt import PKTLoss
 from losses.rkd import RKDLoss
 from losses.sp import SPLoss
 from losses.sskd import SSKDLoss
+from utils.devices import to_device
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class OnCodes(nn.Module):
 
 def draw_others(index: torch.Tensor, count: int, n_data: int, draw: torch.Generator) -> torch.Tensor:
     """[B] -> [B, count] positions among the training images, uniform, never the image's own."""
-    others = torch.randint(n_data - 1, (len(index), count), generator=draw).to(index.device)
+    others = to_device(torch.randint(n_data - 1, (len(index), count), generator=draw), index.device)
     return others + (others >= index[:, None])
 
 

@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
+from utils.devices import to_device
 from utils.errors import UserError, first_line
 from utils.seeds import seeded
 
@@ -263,7 +264,7 @@ def recalibrate_batch_norm(backbone: FrozenBackbone, batches, device: torch.devi
         nn.Module.train(m, True)
     backbone.to(device)
     for images in batches:
-        backbone(images.to(device))
+        backbone(to_device(images, device))
     for m, momentum in zip(norms, momenta, strict=True):
         nn.Module.train(m, False)
         m.momentum = momentum

@@ -1,7 +1,7 @@
 """What runs a frozen backbone: PyTorch, torch.compile or OpenVINO, on the device that there is."""
 
+import copy
 import importlib.metadata
-import os
 import warnings
 from collections.abc import Callable
 
@@ -10,32 +10,17 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from utils import distributed
+from utils.devices import cores, to_device
 from utils.errors import UserError
 
 ENGINES = ("auto", "torch", "compile", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device(f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no CUDA GPU can be used here; use --device auto or cpu")
-    if name == "cuda":  # not all processes of a machine on its first GPU
-        return torch.device("cuda", distributed.local_rank())
-    return device
-
-
 class TorchEngine:
     """uint8 [B, 3, S, S] -> features float32 [B, D], by PyTorch in channels_last, autocast to ``precision``.
 
+    Autocast would cast frozen weights anew for every batch, so a copy of the network has them cast once.
     ``compiled``: by torch.compile, which takes a minute at the first batch and needs a C++ compiler (CPU) or Triton.
 
     Raises:
@@ -43,22 +28,32 @@ class TorchEngine:
     """
 
     def __init__(self, backbone: nn.Module, device: torch.device, precision: torch.dtype, compiled: bool = False):
+        if precision != torch.float32:
+            backbone = with_weights_in(backbone, precision)
         self.module = backbone.to(device, memory_format=torch.channels_last)
         self.device, self.precision = device, precision
         if compiled:
             self.module = torch.compile(self.module)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors no head could be trained on
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            images = images.pin_memory() if not images.is_cuda else images
-        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        images = to_device(images, self.device).to(memory_format=torch.channels_last)
         try:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 return self.module(images).float()
         except BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().partition("\n")[0]
             raise UserError(f"--engine compile does not work here ({reason}); use --engine torch") from None
+
+
+def with_weights_in(backbone: nn.Module, precision: torch.dtype) -> nn.Module:
+    """A copy whose linear and convolution weights have ``precision``; what autocast keeps in float32 stays."""
+    network = copy.deepcopy(backbone)
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(precision)
+    return network
 
 
 class OpenVINOEngine:
@@ -81,7 +76,7 @@ class OpenVINOEngine:
                     precision
                 ],
                 "PERFORMANCE_HINT": "LATENCY",  # one stream that uses every core, or this process's share of them
-                "INFERENCE_NUM_THREADS": max(1, os.cpu_count() // distributed.local_size())
+                "INFERENCE_NUM_THREADS": max(1, cores() // distributed.local_size())
                 if distributed.size() > 1
                 else 0,
             },
@@ -100,10 +95,10 @@ class OpenVINOEngine:
 def choose_engine(engine: str, precision: str, device: torch.device) -> tuple[str, torch.dtype]:
     """What "auto" means here: (engine, dtype).
 
-    On CUDA auto is float16, on a CPU float32: bfloat16 is faster there, but moves EfficientNet-Lite's features by 5 %
-    (results/benchmarks/features.json).
+    On CUDA auto is float16, elsewhere float32: on a CPU bfloat16 is faster, but moves EfficientNet-Lite's features by
+    5 % (results/benchmarks/features.json).
     """
-    if engine == "openvino" and device.type == "cuda":
+    if engine == "openvino" and device.type != "cpu":
         raise UserError("--engine openvino runs on the CPU; use --device cpu with it, or --engine torch")
     if engine == "auto":
         engine = "openvino" if device.type == "cpu" else "torch"

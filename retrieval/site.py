@@ -26,7 +26,7 @@ from retrieval.exported import MODEL, Exported
 from retrieval.index import Index
 from retrieval.server import EXAMPLES, MAX_K, MAX_PIXELS, PAGE
 from utils.errors import UserError, first_line
-from utils.files import read_json, write_json, written_aside
+from utils.files import ASIDE, read_json, write_json, written_aside
 
 FORMAT = 1
 GROUP, SHARD = 4096, 256  # pictures whose names are one file, and whose thumbnails are
@@ -166,7 +166,7 @@ def write_site(index: Index, student: Exported, out: Path, ort: str | Path) -> d
         raise UserError(f"{ort}: no {' and no '.join(missing)} in it; {WAYS}")
     (out / "data").mkdir(parents=True, exist_ok=True)
     address = "ort/" if here else str(ort).rstrip("/") + "/"
-    with tempfile.TemporaryDirectory(prefix=".", dir=out / "data") as aside:
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=out / "data") as aside:
         folder = Path(aside) / "state"
         folder.mkdir()
         try:

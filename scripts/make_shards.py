@@ -18,6 +18,7 @@ from data.decode import IMAGE_SUFFIXES
 from data.load import add_data_arguments, load_data
 from data.shards import PARTS
 from utils.errors import UserError
+from utils.files import ASIDE
 from utils.options import Parser, whole
 
 
@@ -26,7 +27,7 @@ def write_shards(images: HashingData, out: Path, per_shard: int) -> list[Path]:
     if Path(out).exists():
         raise UserError(f"{out}: is there already; choose another --out")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=f".{Path(out).name}.") as aside:
+    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=f"{ASIDE}{Path(out).name}.") as aside:
         write_parts(images, Path(aside) / "shards", per_shard)
         os.replace(Path(aside) / "shards", out)  # all of them, or none
     return sorted(Path(out).glob("*.tar"))

@@ -23,9 +23,10 @@ from models.backbones import (
     recalibrate_batch_norm,
     set_batch_norm_statistics,
 )
-from models.engines import OpenVINOEngine, TorchEngine, choose_engine, make_engine, pick_device
+from models.engines import OpenVINOEngine, TorchEngine, choose_engine, make_engine
 from models.heads import HashHead, student_head
-from utils import distributed
+from utils import devices, distributed
+from utils.devices import pick_device
 from utils.cache import FeatureCache, entries, prune
 from utils.errors import UserError
 from utils.options import parse_size
@@ -259,6 +260,9 @@ def test_what_cannot_be_compiled_is_one_line(monkeypatch):
 
 def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(devices, "be_exact", lambda: None)
     monkeypatch.setattr(distributed, "local_rank", lambda: 3)
     assert [str(pick_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == [
         "cuda:3",
@@ -295,8 +299,8 @@ def test_automatic_choices():
             lambda: choose_engine("openvino", "auto", torch.device("cuda")),
             "^--engine openvino runs on the CPU; use --device cpu with it, or --engine torch$",
         ),
-        (lambda: pick_device("tpu9"), "^unknown device 'tpu9'; use auto, cpu, cuda or cuda:N$"),
-        (lambda: pick_device("meta"), "^device 'meta' is not supported; use auto, cpu, cuda or cuda:N$"),
+        (lambda: pick_device("tpu9"), "^unknown device 'tpu9'; use auto, cpu, cuda, cuda:N or mps$"),
+        (lambda: pick_device("meta"), "^device 'meta' is not supported; use auto, cpu, cuda, cuda:N or mps$"),
     ):
         with pytest.raises(UserError, match=words):
             call()

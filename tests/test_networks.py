@@ -19,7 +19,6 @@ from data.transforms import eval_transform
 from data.views import BankedViews, ViewBatch
 from losses.methods import Batch, Knowledge
 from models.backbones import build_backbone
-from models.engines import pick_device
 from models.heads import HashHead, load_head
 
 pytestmark = pytest.mark.slow  # whole command lines

@@ -13,7 +13,7 @@ from models.trained import read_teacher
 from utils import training
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError, guarded
-from utils.files import written_aside
+from utils.files import ASIDE, written_aside
 from utils.runs import Run, read_args
 from utils.seeds import generator
 from utils.training import Schedule, fit
@@ -106,10 +106,10 @@ def test_killed_while_writing_any_file(tmp_path, monkeypatch, nth):
         with pytest.raises(Killed):
             train(tmp_path / "killed")
     folder = tmp_path / "killed"
-    (folder / ".last.pt.torn").write_text("what a SIGKILL leaves behind")
+    (folder / f"{ASIDE}last.pt.torn").write_text("what a SIGKILL leaves behind")
     resumed, _ = train(folder)
     assert same(whole.state_dict(), resumed.state_dict())
-    assert not list(folder.glob(".*.*")) and (folder / "environment.json").exists()
+    assert not list(folder.glob(f"{ASIDE}*")) and (folder / "environment.json").exists()
 
 
 def test_best_checkpoints_are_kept_apart(tmp_path, device):
@@ -166,6 +166,20 @@ def test_a_run_folder_belongs_to_its_arguments(tmp_path):
         Run(tmp_path / "full", ARGS, True)
     with pytest.raises(UserError, match="no run folder"):
         read_args(tmp_path / "nowhere")
+
+
+def test_files_of_others_are_refused_and_stay(tmp_path):
+    own = {tmp_path / name for name in (".pre-commit-config.yaml", ".env.local")}
+    for file in own:
+        file.write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        Run(tmp_path, ARGS, False)
+    assert set(tmp_path.iterdir()) == own
+    run = Run(tmp_path / "r", ARGS, False)
+    (tmp_path / "r" / ".env.local").write_text("mine")
+    del run
+    Run(tmp_path / "r", ARGS, True)
+    assert (tmp_path / "r" / ".env.local").exists()
 
 
 def test_a_run_folder_has_one_process_at_a_time(tmp_path):

@@ -1,7 +1,6 @@
 """Features of images under a frozen backbone, kept on disk, opened as a memory map."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.errors import UserError, naming
-from utils.files import file_lock, read_json, write_json, written_aside
+from utils.files import file_lock, held_file, read_json, remove_torn, write_json, written_aside
 
 CHECKPOINT_SECONDS = 10  # work that a kill may cost an extraction
 DTYPE = np.float16
@@ -56,8 +55,7 @@ class FeatureCache:
         if not all(distributed.gather(entry.rows >= rows)):
             if distributed.is_first():
                 with file_lock(entry.folder / "lock"):  # of several runs one extracts, the others wait
-                    for torn in entry.folder.glob(".*.*"):  # what a killed process was writing aside
-                        torn.unlink()
+                    remove_torn(entry.folder)
                     start = distributed.from_first(entry.rows)
                     if start < rows:
                         entry.check(start)
@@ -155,7 +153,8 @@ class Entry:
                 if time.monotonic() - last > CHECKPOINT_SECONDS:
                     mark(file, done)
                     last = time.monotonic()
-            assert done == rows, f"{title}: {done} rows came, {rows} were asked for"
+            if done != rows:
+                raise RuntimeError(f"{title}: {done} rows came, {rows} were asked for")
             mark(file, done)
 
 
@@ -206,12 +205,12 @@ def prune(folder: Path, limit: int, keep: str | None = None) -> list[dict]:
         if entry["name"] == keep:
             continue
         path = Path(folder) / entry["name"]
-        with open(path / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(path)
+        try:
+            lock = held_file(path / "lock", "in use")
+        except UserError:
+            continue
+        shutil.rmtree(path)
+        lock.release()
         total -= entry["bytes"]
         gone.append(entry)
     return gone

@@ -9,6 +9,7 @@ Without torchrun there is one process and every function here is trivial.
 """
 
 import atexit
+import contextlib
 import datetime
 import functools
 import os
@@ -18,11 +19,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 PATIENCE = datetime.timedelta(days=7)  # another run may be extracting what this one waits for; torchrun sees deaths
 
@@ -45,8 +45,6 @@ def start() -> None:
     if not is_first():
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open for good)
-    elif torch.cuda.is_available() and torch.cuda.device_count() < local_size():
-        raise UserError(f"{local_size()} processes share {torch.cuda.device_count()} GPUs; use --nproc_per_node gpu")
 
 
 def size() -> int:
@@ -71,12 +69,25 @@ def local_size() -> int:
     return int(os.environ["LOCAL_WORLD_SIZE"]) if size() > 1 else 1
 
 
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Raises UserError where another process has ended, which gloo tells by a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            f"another process has ended, so rank {rank()} ends too; what that one said is the cause "
+            f"({first_line(error, 80)})"
+        ) from None
+
+
 def gather(value) -> list:
     """Every rank's value, by rank."""
     if size() == 1:
         return [value]
     values = [None] * size()
-    dist.all_gather_object(values, value)
+    with _heard():
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -85,7 +96,8 @@ def from_first(value):
     if size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    with _heard():
+        dist.broadcast_object_list(box)
     return box[0]
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
 import struct
@@ -13,9 +12,11 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from utils.errors import UserError, naming
 
+ASIDE = ".brcd_aside_"  # how files begin while they are written: what a killed process leaves is told by it
 TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # whatever the locale; file names may be any bytes
 
 
@@ -24,7 +25,7 @@ def written_aside(path: Path, mode: str = "wb") -> Iterator:
     """Open a file that appears at ``path`` whole or not at all, also when the power goes; text is UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f"{ASIDE}{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, mode, **({} if "b" in mode else TEXT)) as file:
                 yield file
@@ -51,7 +52,7 @@ def folder_aside(path: Path, mark: str) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     check_replaceable(path, mark)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as aside:
+    with naming(path), tempfile.TemporaryDirectory(prefix=f"{ASIDE}{path.name}.", dir=path.parent) as aside:
         new, old = Path(aside) / "new", Path(aside) / "old"
         new.mkdir()
         yield new
@@ -89,8 +90,7 @@ def _to_disk(path: Path) -> None:
 def file_lock(path: Path) -> Iterator[None]:
     """Of several processes one is inside, the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(path):
         yield
 
 
@@ -107,13 +107,18 @@ def held_alone(folder: Path):
 
 def held_file(file: Path, taken: str):
     """The same by a file of its own; ``taken``: what is said where another process has it."""
-    lock = open(file, "w")  # noqa: SIM115  (open as long as it is held)
+    lock = FileLock(file, thread_local=False)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+        lock.acquire(blocking=False)
+    except Timeout:
         raise UserError(taken) from None
     return lock
+
+
+def remove_torn(folder: Path) -> None:
+    """Delete what a killed process was writing aside in ``folder``, and nothing else."""
+    for torn in folder.glob(f"{ASIDE}*"):
+        torn.unlink()
 
 
 def write_json(path: Path, content) -> None:

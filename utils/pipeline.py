@@ -12,7 +12,7 @@ def one_late(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """The batches as float16 on the CPU, each waited for when the next is on its way: a GPU never stands still."""
     waiting = None
     for batch in batches:
-        copy = batch.to("cpu", torch.float16, non_blocking=True)
+        copy = batch.to("cpu", torch.float16, non_blocking=batch.is_cuda)
         arrived = torch.cuda.current_stream(batch.device).record_event() if batch.is_cuda else None
         if waiting is not None:
             yield _arrived(*waiting)

@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from utils import distributed
+from utils.devices import numerics
 from utils.errors import UserError
-from utils.files import held_alone, read_json, write_csv, write_json, written_aside
+from utils.files import ASIDE, held_alone, read_json, remove_torn, write_csv, write_json, written_aside
 
 # Arguments that may differ when a run is resumed, since its result does not depend on them.
 FREE = {"resume", "run_dir", "cache_dir", "cache_limit", "data_dir", "workers"}
@@ -44,7 +45,8 @@ def environment() -> dict:
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,  # pick_device made it the current
+        "cuda_numerics": numerics(),
     }
 
 
@@ -68,7 +70,9 @@ class Run:
                 )
         elif self.folder.is_symlink() and not self.folder.exists():
             raise UserError(f"{self.folder}: a link to nothing; remove it, or choose another --run-dir")
-        elif self.folder.exists() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
+        elif self.folder.exists() and any(
+            p.name != ".lock" and not p.name.startswith(ASIDE) for p in self.folder.iterdir()
+        ):
             raise UserError(f"{self.folder}: is not empty and holds no run (no args.yaml); choose another --run-dir")
         self.new = not known.exists()
         self._made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]  # by us, innermost first
@@ -76,8 +80,7 @@ class Run:
         if self.new:
             with written_aside(known, "w") as file:
                 yaml.safe_dump(plain, file)
-        for torn in self.folder.glob(".*.*"):  # what a killed process was writing aside
-            torn.unlink()
+        remove_torn(self.folder)
         if not self.path("environment.json").exists():
             write_json(self.path("environment.json"), environment())
 

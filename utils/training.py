@@ -85,13 +85,14 @@ def fit(
     if state is not None:
         try:
             best, stale, first, seconds, run.rows = (state[k] for k in ("best", "stale", "epoch", "seconds", "rows"))
-            assert type(stale) is type(first) is int and stale >= 0 <= seconds and state["optimizer"]["state"]
-            assert [row["epoch"] for row in run.rows] == list(range(1, first + 1))
-            assert all(math.isfinite(b["value"]) and 0 < b["epoch"] <= first for b in best.values())
-            assert all(value.isfinite().all() for value in state["module"].values())
+            sound = type(stale) is type(first) is int and stale >= 0 <= seconds and bool(state["optimizer"]["state"])
+            sound = sound and [row["epoch"] for row in run.rows] == list(range(1, first + 1))
+            sound = sound and all(math.isfinite(b["value"]) and 0 < b["epoch"] <= first for b in best.values())
+            if not sound or not all(value.isfinite().all() for value in state["module"].values()):
+                raise ValueError("its parts do not fit together")
             module.load_state_dict(state["module"])
             optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{last}: incomplete ({first_line(error)}); delete it to begin that run again") from None
         run.write_log()  # a kill may have come between the last checkpoint and its log
         print(f"resuming after epoch {first}")
