@@ -43,11 +43,11 @@ from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from retrieval.relevance import measure, relevance
 from utils import distributed
-from utils.devices import pick_device, to_device
 from utils.checkpoints import read_checkpoint, save_atomically
+from utils.devices import pick_device, to_device
 from utils.errors import UserError
 from utils.files import file_lock, read_csv, written_aside
-from utils.options import Parser, named, one_of, or_auto, real, whole
+from utils.options import Parser, named, one_of, or_auto, real, unheeded, whole
 from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
@@ -151,6 +151,10 @@ def parse() -> argparse.Namespace:
 
 def notes(args) -> Iterator[str]:
     """What is allowed and hardly meant."""
+    own = {name: name in METHODS[args.method].own for method in METHODS.values() for name in method.own}
+    cibhash, distils = args.hashing == "cibhash", args.method != "none" or bool(args.also)
+    heeded = {"temperature": cibhash or args.method == "brcd", "kl_weight": cibhash, "kd_weight": distils}
+    yield from unheeded(make_parser(), args, own | heeded | {"view_seed": bool(args.views)})
     if args.batch_size == 1:
         yield "--batch-size 1: a batch of one has nothing to contrast, and several methods become one"
     if METHODS[args.method].clusters and args.clusters == 1:

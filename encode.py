@@ -22,11 +22,12 @@ from retrieval.exported import Exported
 from utils.cluster import check_address, ray_on
 from utils.errors import UserError, some
 from utils.files import held_alone
+from utils.machine import cores
 from utils.options import Parser, named, real, whole
 
 BLOCKS = 100  # a worker: how finely the parts are shared out
 RETRIES = 3  # of a part whose worker died: a picture that kills each worker must not do so for ever
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = cores()
 
 
 def planned(args, out: Output, model: str) -> list[Part]:

@@ -29,7 +29,7 @@ from retrieval.metrics import mean_average_precision
 from retrieval.relevance import measure, relevance
 from utils import distributed
 from utils.devices import pick_device, to_device
-from utils.options import Parser, named, one_of, real, whole
+from utils.options import Parser, named, one_of, real, unheeded, whole
 from utils.runs import Run
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
 
@@ -98,6 +98,10 @@ def main() -> None:
     distributed.start()
     args = make_parser().parse_args()
     device = pick_device(args.device)
+    cibhash = args.hashing == "cibhash"
+    heeded = {"temperature": cibhash, "kl_weight": cibhash, "view_seed": bool(args.views)}
+    for note in unheeded(make_parser(), args, heeded):
+        print(f"note: {note}")
     check_size(args.backbone, args.size)
     images = load_data(args, args.run_dir)
     backbone = build_backbone(args.backbone, args.weights, args.features)

@@ -8,6 +8,7 @@ from torchvision.datasets import CIFAR10
 from data.dataset import HashingData, one_hot
 from data.sources import ArrayImages
 from utils.errors import UserError
+from utils.files import file_lock
 
 TRAIN_A_CLASS = 500
 
@@ -31,8 +32,9 @@ def _open(root: Path, train: bool) -> CIFAR10:
     except RuntimeError:
         pass
     try:
-        print(f"CIFAR-10 is not in {root} (or its MD5 differs): downloading it")
-        return CIFAR10(root, train=train, download=True)
+        with file_lock(root / ".download.lock"):  # of several processes one downloads, the others find it there
+            print(f"CIFAR-10 is not in {root} (or its MD5 differs): downloading it")
+            return CIFAR10(root, train=train, download=True)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; RuntimeError: MD5 of what came differs
         raise UserError(
             f"CIFAR-10 is not in {root} and could not be downloaded ({error}); put cifar-10-python.tar.gz from "

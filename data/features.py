@@ -9,9 +9,10 @@ import torch
 from data import transforms
 from data.dataset import HashingData
 from data.views import Bank, Part, eval_batches, view_batches
-from models.engines import ENGINES, PRECISIONS, choose_engine, engine_version, make_engine
+from models.engines import ENGINES, PRECISIONS, check_precision, choose_engine, engine_version, make_engine
 from utils import distributed
 from utils.cache import FeatureCache
+from utils.devices import CHOICES
 from utils.options import one_of, parse_size, view_count, whole
 from utils.pipeline import one_late, prefetch
 
@@ -49,6 +50,8 @@ class Extractor:
         """uint8 [B, 3, S, S] -> features [B, dim]; compiled when first used, since a full cache never needs it."""
         if self._engine is None:
             self._engine = make_engine(self.backbone, self.size, self.device, self.engine_name, self.precision, BATCH)
+            if self.precision != torch.float32:
+                check_precision(self._engine, self.backbone, self.device, images)
         return self._engine(images)
 
     def _facts(self, rows: np.ndarray, **more) -> dict:
@@ -131,7 +134,7 @@ def add_feature_arguments(parser) -> None:
     group.add_argument(
         "--size", type=whole(1, 4096), default=transforms.SIZE, help="pixels, height and width of the input"
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--device", default="auto", help=CHOICES)
     group.add_argument("--engine", type=one_of(ENGINES), default="auto", help=f"{', '.join(ENGINES)} (CPU)")
     group.add_argument(
         "--precision", type=one_of(PRECISIONS), default="auto", help=f"of the frozen backbones: {', '.join(PRECISIONS)}"

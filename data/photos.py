@@ -14,6 +14,7 @@ from data.sources import FileImages, broken_images
 from data.tree import images_below
 from utils.errors import UserError, some
 from utils.files import read_json, write_json
+from utils.machine import cores
 from utils.seeds import seed_of
 
 TRAIN_IMAGES = 5000
@@ -143,7 +144,7 @@ def _draw(root: Path, names: list[str], size: int, cache_dir: Path | None) -> di
     while names and len(kept) < size:
         part, names = names[: size - len(kept)], names[size - len(kept) :]
         source = FileImages(root, part, upright=True, cache_dir=cache_dir)
-        reasons = broken_images(source, os.cpu_count() or 1)
+        reasons = broken_images(source, cores())
         broken += reasons.values()
         for index, digest in enumerate(map(bytes, source.digests)):
             if index in reasons:

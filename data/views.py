@@ -130,7 +130,7 @@ class BankedViews:
             everything = [*banks, *(bank for four in rotated for bank in four)]
             size = sum(bank.nbytes for bank in everything)
             self.resident = size <= torch.cuda.mem_get_info(device)[0] / 2
-        hold = (lambda bank: torch.tensor(bank).to(device)) if self.resident else (lambda bank: bank)
+        hold = (lambda bank: torch.as_tensor(np.array(bank)).to(device)) if self.resident else (lambda bank: bank)
         self.banks, self.rotated = [hold(b) for b in banks], [[hold(b) for b in four] for four in rotated]
         self.n_views, self.n = banks[0].shape[:2]
         if self.n_views < 2:

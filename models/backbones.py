@@ -17,8 +17,10 @@ from torch import nn
 
 from utils.devices import to_device
 from utils.errors import UserError, first_line
+from utils.files import file_lock
 from utils.seeds import seeded
 
+SMALLEST = 8  # pixels a side
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FEATURES = ("auto", "logits", "pooled")
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 0..255
@@ -52,7 +54,8 @@ def _torchvision(
     def load() -> dict[str, torch.Tensor]:
         weights = torchvision.models.get_weight(f"{_weights_class(name)}.{tag}")
         try:
-            return weights.get_state_dict(progress=True, check_hash=True)
+            with file_lock(Path(torch.hub.get_dir()) / "checkpoints" / f".{name}.lock"):  # one process downloads
+                return weights.get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; RuntimeError: the hash differs
             raise UserError(
                 f"the ImageNet weights of {name} could not be downloaded ({error}); fetch {weights.url} on another "
@@ -222,6 +225,8 @@ def check_size(name: str, size: int) -> None:
     """Raises UserError where the network cannot take images of that many pixels; nothing is computed to find out."""
     if size == 224:
         return
+    if size < SMALLEST:
+        raise UserError(f"--size {size}: fewer than {SMALLEST} pixels leave nothing to blur, crop or recognise")
     try:
         with torch.device("meta"):
             BACKBONES[name].build().eval()(torch.zeros(1, 3, size, size))

@@ -10,10 +10,12 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from utils import distributed
-from utils.devices import cores, to_device
+from utils.devices import to_device
 from utils.errors import UserError
+from utils.machine import cores
 
 ENGINES = ("auto", "torch", "compile", "openvino")
+CHECKED, FAR = 16, 0.2  # images, and the relative distance from float32 that half precision may have
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -76,9 +78,7 @@ class OpenVINOEngine:
                     precision
                 ],
                 "PERFORMANCE_HINT": "LATENCY",  # one stream that uses every core, or this process's share of them
-                "INFERENCE_NUM_THREADS": max(1, cores() // distributed.local_size())
-                if distributed.size() > 1
-                else 0,
+                "INFERENCE_NUM_THREADS": max(1, cores() // distributed.local_size()) if distributed.size() > 1 else 0,
             },
         )
 
@@ -90,6 +90,22 @@ class OpenVINOEngine:
             features = self.compiled(padded.contiguous().numpy())[0]
             parts.append(torch.from_numpy(features[: len(part)].copy()))
         return torch.cat(parts)
+
+
+def check_precision(engine: Callable, backbone: nn.Module, device: torch.device, images: torch.Tensor) -> None:
+    """Hold an engine of half precision against float32 on a few images.
+
+    Raises:
+        UserError: features that are not finite, or ``FAR`` from those in float32.
+    """
+    images = images[:CHECKED]
+    exact, half = (run(images).cpu() for run in (TorchEngine(backbone, device, torch.float32), engine))
+    apart = ((half - exact).norm(dim=1) / exact.norm(dim=1).clamp_min(1e-12)).max().item()  # NaN where one is
+    if not apart < FAR:
+        raise UserError(
+            f"in half precision the features of {backbone.name} are {apart:.0%} from those in float32 (most that is "
+            f"taken: {FAR:.0%}); use --precision float32"
+        )
 
 
 def choose_engine(engine: str, precision: str, device: torch.device) -> tuple[str, torch.dtype]:

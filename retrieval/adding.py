@@ -28,6 +28,7 @@ from data.decode import pixels_of
 from data.tree import is_image
 from retrieval.index import Broken, Index, Row
 from utils.errors import UserError, some
+from utils.machine import cores
 
 THUMBNAIL = 320  # pixels of the longer side, at most
 QUALITY = 80  # of its JPEG
@@ -120,7 +121,7 @@ def add(index: Index, model: Model, roots: Sequence[Path], prune: bool = False, 
         report.forgotten = index.remove(gone)
     else:
         report.gone = sum(isinstance(one, int) for one in gone)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(todo), desc="adding", unit="img", disable=not todo) as bar:
         for batch in batches(in_order(pool, lambda file: look(index, model, file), todo, threads * AHEAD)):
             keep(index, batch, report)

@@ -4,12 +4,13 @@ A query is scanned by faiss' counting search, which ``IndexBinaryFlat`` runs too
 that a hundred million codes are in memory once. Many queries together are scanned by compiled code of our own.
 """
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
+
+from utils.machine import cores
 
 BLOCK = 4096  # ids a block
 COUNTERS = 1 << 28  # bytes that one counting search may take: (bits + 1) * k places a query
@@ -47,7 +48,7 @@ def _batched(queries: np.ndarray, database: np.ndarray, k: int, group: int) -> t
     from retrieval.compiled import scan
 
     q, bits = len(queries), 8 * database.shape[1]
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     group = max(1, min(group // threads, -(-q // threads)))
     distances, rows = np.empty((q, k), np.int32), np.empty((q, k), np.int64)
     queries, database = _words(queries), _words(database)

@@ -11,6 +11,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
@@ -30,7 +31,9 @@ from losses.hashing import HASHING
 from models.backbones import BACKBONES
 from scripts.report import read_rows, write_report
 from utils.cluster import check_address, ray_on
+from utils.devices import CHOICES
 from utils.errors import UserError
+from utils.machine import cores
 from utils.options import Parser, one_of, real, view_count, whole
 
 # Flags that change which features a student needs; the first cell that needs some gets the whole machine.
@@ -64,8 +67,9 @@ class Runner:
         machines: (cores, jobs at most) of each machine; a job lies on one.
     """
 
-    def __init__(self, cores: int):
-        self.machines, self.failed, self.lock = [(cores, cores)], [], threading.Lock()
+    def __init__(self, cores: int, gpus: int = 0):
+        self.machines, self.failed, self.lock = [(cores, gpus or cores)], [], threading.Lock()
+        self.gpus, self.free = gpus, queue.SimpleQueue()  # every job has a GPU to itself until JOBS asks for more
         self.asking = threading.Lock()
         # Importing PyTorch and the rest costs seconds, of which short runs are mostly made: a server imports them once,
         # and every command line is a process forked from it.
@@ -78,8 +82,16 @@ class Runner:
 
     def run(self, job: "Job", threads: int) -> None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        gpu = self.free.get() if self.gpus else None
+        try:
+            self._run(job, threads, gpu)
+        finally:
+            if self.gpus:
+                self.free.put(gpu)
+
+    def _run(self, job: "Job", threads: int, gpu: int | None) -> None:
         for words in job.commands:
-            process = self.processes.Process(target=command_line, args=(job.log, threads, list(map(str, words))))
+            process = self.processes.Process(target=command_line, args=(job.log, threads, list(map(str, words)), gpu))
             # Starting one asks all others for their exit status, and of two threads that ask for the same one at once
             # the second is told 255: one asks at a time.
             with self.asking:
@@ -91,6 +103,12 @@ class Runner:
                 with self.lock:
                     self.failed.append(job.log)
                 return
+
+    def deal(self, parallel: int) -> None:
+        """GPUs for so many jobs side by side, one each while there are enough."""
+        self.free = queue.SimpleQueue()
+        for number in range(max(parallel, self.gpus)) if self.gpus else ():
+            self.free.put(number % self.gpus)
 
     def stop(self) -> None:
         """Ctrl-C reaches its processes by itself."""
@@ -117,6 +135,9 @@ class OnRay:
             with self.lock:
                 self.failed.append(job.log)
 
+    def deal(self, parallel: int) -> None:
+        """Ray deals its GPUs itself."""
+
     def stop(self) -> None:
         for task in self.tasks:
             self.ray.cancel(task, force=True)
@@ -137,8 +158,12 @@ def run_on_worker(folder: str, job: "Job", threads: int) -> bool:
     return bool(runner.failed)
 
 
-def command_line(log: Path, threads: int, words: list[str]) -> None:
-    """Run ``words``, a script and its arguments, in this process; what it prints is added to ``log``."""
+def command_line(log: Path, threads: int, words: list[str], gpu: int | None = None) -> None:
+    """Run ``words``, a script and its arguments, in this process, which sees one GPU of those there are, if it has a
+    number; what it prints is added to ``log``."""
+    if gpu is not None:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
     with open(log, "a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -221,6 +246,11 @@ def student_jobs(args, common: list, cells: list[Cell]) -> list[Job]:
     return jobs
 
 
+def gpus_for(device: str) -> int:
+    """How many GPUs the jobs of a grid are dealt; a device that was named with its number is not dealt."""
+    return torch.cuda.device_count() if device in ("auto", "cuda") and torch.cuda.is_available() else 0
+
+
 def share(machines: list[tuple[int, int]], parallel: int) -> int:
     """The most cores a job with which so many still run side by side."""
     most = max(cores for cores, _ in machines)
@@ -232,6 +262,7 @@ def run_all(runner: Runner | OnRay, jobs: list[Job], title: str, parallel: int |
     """The first job of each kind of features runs alone with all cores of a machine, since it extracts them; the rest
     side by side, as many as there is room for unless ``parallel`` says how many."""
     parallel = parallel or sum(most for _, most in runner.machines)
+    runner.deal(parallel)
     first = {job.features: job for job in reversed(jobs)}
     with tqdm(total=len(jobs), desc=title, unit="run") as bar:
         for job in jobs:
@@ -256,7 +287,6 @@ def run_all(runner: Runner | OnRay, jobs: list[Job], title: str, parallel: int |
 
 def main() -> None:
     parser = Parser(__doc__.splitlines()[0])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--name", required=True, help="results/NAME and runs/NAME are written")
     parser.add_argument("--dataset", type=one_of(DATASETS), default="digits", help="name of the data set")
     parser.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
@@ -277,9 +307,9 @@ def main() -> None:
     parser.add_argument("--views", type=view_count, default=8, help="random views an image, cached")
     parser.add_argument("--teacher-epochs", type=whole(1), default=200, help="at most")
     parser.add_argument("--epochs", type=whole(1), default=400, help="at most")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help=CHOICES)
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
-    parser.add_argument("--jobs", type=whole(1), help="side by side (default: the cores, of all machines)")
+    parser.add_argument("--jobs", type=whole(1), help="side by side (default: the GPUs, else cores, of all machines)")
     parser.add_argument("--engine", type=one_of(("local", "ray")), default="local", help="what shares the cells out")
     parser.add_argument("--ray", default="", help="address of a Ray cluster; without it Ray is started here")
     parser.add_argument("--gpus", type=real(0), default=0, help="of Ray: share of a GPU a cell")
@@ -298,8 +328,11 @@ def main() -> None:
         check_address(args.ray)
     cells = plan(args)
     with contextlib.ExitStack() as stack:
-        on_ray = args.engine == "ray"
-        runner = OnRay(stack.enter_context(ray_on(args.ray, cores)), args.gpus) if on_ray else Runner(cores)
+        runner = (
+            OnRay(stack.enter_context(ray_on(args.ray, cores())), args.gpus)
+            if args.engine == "ray"
+            else Runner(cores(), gpus_for(args.device))
+        )
         run_all(runner, teacher_jobs(args, common, cells), "teachers", args.jobs)
         run_all(runner, student_jobs(args, common, cells), "students", args.jobs)
     done = [c.folder / "test.json" for c in cells if (c.folder / "test.json").exists()]

@@ -23,7 +23,7 @@ EPOCHS=${EPOCHS:-60}
 DEVICE=${DEVICE:-auto}
 CACHE_DIR=${CACHE_DIR:-cache}
 AGAINST=${AGAINST:-}                # the method that the others are tested against; without it brcd
-JOBS=${JOBS:-}                      # students side by side; without it as many as there are cores
+JOBS=${JOBS:-}                      # students side by side; without it as many as there are GPUs, else cores
 GPUS=${GPUS:-}                      # of Ray: share of a GPU a student, such as 0.5
 
 [ $# -gt 0 ] || set -- none rkd pkt sp kl crd sskd crcd packd brcd

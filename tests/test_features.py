@@ -26,8 +26,8 @@ from models.backbones import (
 from models.engines import OpenVINOEngine, TorchEngine, choose_engine, make_engine
 from models.heads import HashHead, student_head
 from utils import devices, distributed
-from utils.devices import pick_device
 from utils.cache import FeatureCache, entries, prune
+from utils.devices import pick_device
 from utils.errors import UserError
 from utils.options import parse_size
 from utils.pipeline import one_late, prefetch

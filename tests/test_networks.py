@@ -20,6 +20,7 @@ from data.views import BankedViews, ViewBatch
 from losses.methods import Batch, Knowledge
 from models.backbones import build_backbone
 from models.heads import HashHead, load_head
+from utils.devices import pick_device
 
 pytestmark = pytest.mark.slow  # whole command lines
 

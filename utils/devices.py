@@ -1,4 +1,4 @@
-"""What this machine computes on: its cores, the device, and how exactly that device is asked to compute."""
+"""The device to compute on, and how exactly it is asked to compute."""
 
 import os
 
@@ -11,13 +11,8 @@ KINDS = ("cpu", "cuda", "mps")
 CHOICES = "auto, cpu, cuda, cuda:N or mps"
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def pick_device(name: str) -> torch.device:
-    """The device of that name, set up by ``be_exact``; "auto" is CUDA where there is one, else Apple's GPU, else the CPU.
+    """The device of that name; "auto" is CUDA where there is one, else Apple's GPU, else the CPU. CUDA is set up exact.
 
     Raises:
         UserError: no such device, or more processes than GPUs.

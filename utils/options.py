@@ -1,7 +1,7 @@
 """Command lines: every option is checked as it is parsed, before anything is written, and refused in one line."""
 
 import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
@@ -45,6 +45,17 @@ class Parser(argparse.ArgumentParser):
     def defaults(self) -> dict:
         """Every option with its default; what is required has None."""
         return {a.dest: a.default for a in self._actions if a.dest != "help"}
+
+
+def unheeded(parser: Parser, args: argparse.Namespace, heeded: dict[str, bool]) -> Iterator[str]:
+    """A note for each option that was given a value of its own and does nothing beside the others.
+
+    Args:
+        heeded: for each option that only some choices heed, whether these do.
+    """
+    for name, counts in heeded.items():
+        if not counts and getattr(args, name) != parser.get_default(name):
+            yield f"--{name.replace('_', '-')} {getattr(args, name)} does nothing with the other options chosen"
 
 
 def one_of(names: Collection[str]) -> Callable[[str], str]:
