@@ -2,7 +2,7 @@
 # Times side by side in one run; ratios are printed, numbers go to results/benchmarks. Parts: sh scripts/benchmark.sh heads
 set -eu
 . "$(dirname "$0")/env.sh"
-[ $# -gt 0 ] || set -- evaluation heads features inference cost lists
+[ $# -gt 0 ] || set -- evaluation heads features inference cost lists gpu
 for PART in "$@"; do
     echo "== $PART"
     "$PY" "benchmarks/$PART.py"

@@ -1,10 +1,10 @@
 """A GPU that is not there: ``install()`` makes PyTorch believe in "cuda:N" on any machine.
 
-A device tensor wraps a CPU tensor and every operation runs on what it wraps, so numbers are the CPU's. What CUDA refuses
-is refused: operations on tensors of two devices, indices on a device for a tensor that is not, a CPU generator for a
-device's random numbers, ``numpy()``, pinning what is on a device. What CUDA leaves undefined is made wrong: a copy to
-the CPU by ``non_blocking=True`` holds NaN until something waits for it. ``counted()`` tells what a GPU would be asked:
-launches, copies each way, and points at which Python waits.
+A device tensor wraps a CPU tensor and every operation runs on what it wraps, so numbers are the CPU's. What CUDA
+refuses is refused: operations on tensors of two devices, indices on a device for a tensor that is not, a CPU generator
+for a device's random numbers, ``numpy()``, pinning what is on a device. What CUDA leaves undefined is made wrong: a
+copy to the CPU by ``non_blocking=True`` holds NaN until something waits for it. ``counted()`` tells what a GPU would be
+asked: launches, copies each way, and points at which Python waits.
 
 To PyTorch's C++ the device is PrivateUse1, for which a backend may be written in Python; to Python it says "cuda".
 """

@@ -38,9 +38,9 @@ PLANTED = {  # a fault: the part that meets it, its file, what stands there, wha
     ),
     "numpy of a GPU's tensor": (
         "recipe",
-        "models/heads.py",
-        ".to(torch.int8).cpu())",
-        ".to(torch.int8).numpy())",
+        "distill.py",
+        "[head(torch.tensor(view).to(device).float()).cpu() for view in bank]",
+        "[torch.from_numpy(head(torch.tensor(view).to(device).float()).numpy()) for view in bank]",
         "can't convert cuda:0 device type tensor to numpy",
     ),
     "inference mode": (

@@ -1,0 +1,96 @@
+"""The shell scripts themselves, in small, by each engine, on fresh views and banked ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, STUDENT, TEACHER
+
+pytestmark = pytest.mark.slow  # whole command lines
+
+FEW = ("--limit", "40")
+SMALL = {"DATASET": "digits", "BACKBONE": TEACHER, "STUDENT": STUDENT, "BITS": "16", "SIZE": "32", "CLUSTERS": "3"}
+SMALL |= {"VALIDATE_EVERY": "1", "EPOCHS": "2", "TEACHER_EPOCHS": "2", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The repository by links, so that what scripts write to their default places is not in the checkout."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for entry in ROOT.iterdir():
+        if entry.name not in ("runs", "cache", "results", "codes"):
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+def start(checkout, script: str, *flags: str, **variables: str) -> subprocess.Popen:
+    env = {**os.environ, "PYTHON": sys.executable, **SMALL, **variables}
+    words = ["sh", str(checkout / "scripts" / script), *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, env=env, start_new_session=True, **pipes)
+
+
+def run(checkout, script: str, *flags: str, **variables: str) -> str:
+    process = start(checkout, script, *flags, **variables)
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, said + errors
+    return said
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("views", ["0", "2"])
+def test_the_recipe(checkout, engine, views):
+    run(checkout, "run.sh", *FEW, VIEWS=views, ENGINE=engine)
+    run(checkout, "ours_distill_run.sh", VIEWS=views, TEACHER=f"runs/teacher_digits_{TEACHER}_16bits")
+    said = run(checkout, "evaluate.sh", PICTURES="2")
+    result = json.loads(said.splitlines()[-1])
+    assert (result["method"], result["engine"], result["n_queries"]) == ("brcd", engine, 40)
+    folder = checkout / "runs" / f"brcd_digits_{STUDENT}_16bits"
+    assert {"test.json", "test.csv", "test.png", "test_retrieved.png"} <= {file.name for file in folder.iterdir()}
+
+
+def killed(checkout, log, script: str, *flags: str, **variables: str) -> None:
+    """Start a script and kill all of it once its log has a few epochs."""
+    process = start(checkout, script, *flags, **variables)
+    until = time.monotonic() + 240
+    while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (log.parent / "summary.json").exists()
+
+
+def test_a_killed_script_goes_on_to_the_same_bits(checkout):
+    """The teacher on fresh views, the student on banked ones."""
+    common = {"VIEWS": "0", "ENGINE": "torch", "EPOCHS": "30", "PATIENCE": "99"}
+    teachers = [checkout / "runs" / name for name in ("whole", "killed")]
+    run(checkout, "run.sh", *FEW, RUN_DIR=str(teachers[0]), **common)
+    killed(checkout, teachers[1] / "log.csv", "run.sh", *FEW, RUN_DIR=str(teachers[1]), **common)
+    assert "resuming after epoch" in run(checkout, "run.sh", *FEW, RUN_DIR=str(teachers[1]), **common)
+    assert (teachers[0] / "log.csv").read_text() == (teachers[1] / "log.csv").read_text()
+    students = [checkout / "runs" / name for name in ("whole_student", "killed_student")]
+    common |= {"TEACHER": str(teachers[0]), "VIEWS": "2"}
+    run(checkout, "ours_distill_run.sh", RUN_DIR=str(students[0]), **common)
+    killed(checkout, students[1] / "log.csv", "ours_distill_run.sh", RUN_DIR=str(students[1]), **common)
+    assert "resuming" in run(checkout, "ours_distill_run.sh", RUN_DIR=str(students[1]), **common)
+    assert "finished already" in run(checkout, "ours_distill_run.sh", RUN_DIR=str(students[1]), **common)
+    assert (students[0] / "log.csv").read_text() == (students[1] / "log.csv").read_text()
+
+
+def test_the_quickstart(checkout):
+    said = run(checkout, "quickstart.sh", *FEW, "--size", "32", "--engine", "torch", VIEWS="2", TEACHER=TEACHER)
+    assert said.count("== seed 0") == 3 and "| brcd " in said
+
+
+def test_the_comparison(checkout):
+    flags = "--limit 40 --size 32 --engine torch"
+    said = run(
+        checkout, "compare.sh", "none", "rkd", "brcd --clusters 3", FLAGS=flags, BITS="8", VIEWS="2", TEACHER=TEACHER
+    )
+    assert "3 of 3 cells" in said and (checkout / "results" / "compare_digits" / "table.md").exists()
