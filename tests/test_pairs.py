@@ -1,7 +1,7 @@
 """Every pair of values of every two options occurs in some row; each row ends well, or is refused before any work.
 
-Tiny images; what is tested is that the combination runs, not what comes out. The weights are real ones, for the codes of
-random ones are all alike, and nothing can be clustered.
+Tiny images; what is tested is that the combination runs, not what comes out. The weights are real ones, since the codes
+of random ones are all alike, and nothing can be clustered.
 """
 
 import itertools
