@@ -292,6 +292,7 @@ MISTAKES = {
     "one view": (TRAIN + "--views 1", "--views: 1: a pair needs at least 2 views"),
     "negative views": (TRAIN + "--views -2", "--views: '-2'"),
     "no batch": (TRAIN + "--batch-size 0", "--batch-size: '0'"),
+    "a single pixel": (TRAIN + "--size 1", "--size 1: fewer than 8 pixels"),
     "no pixels": (TRAIN + "--size 0", "--size: '0'"),
     "other bits than the teacher": (DISTILL + "--bits 32", "a teacher of 16 bits, --bits is 32"),
     "another split than the teacher": (DISTILL + "--limit 80", "other images or another split"),
@@ -324,6 +325,17 @@ def test_a_mistake_is_one_clear_line(cli, shared, teacher, tmp_path, monkeypatch
     code, out = cli(*words.split())
     assert isinstance(code, str) and code.startswith("error: ") and said in code, (code, out)
     assert "\n" not in code and "Traceback" not in out
+
+
+def test_an_option_that_does_nothing_is_told(cli, shared, teacher, tmp_path):
+    words = [*digits(shared), "--teacher", teacher, "--student", STUDENT, "--epochs", 1, "--run-dir", tmp_path / "r"]
+    words += ["--method", "none", "--hashing", "bihalf", "--kl-weight", 0.5, "--alpha", 0.3, "--kd-weight", 2]
+    code, out = cli("distill.py", *words)
+    assert code == 0
+    told = [line for line in out.splitlines() if "does nothing with the other options chosen" in line]
+    assert [line.split()[1] for line in told] == ["--alpha", "--kl-weight", "--kd-weight"]
+    code, out = cli("distill.py", *words[:-10], "--resume", "--method", "none", "--run-dir", tmp_path / "s")
+    assert code == 0 and "does nothing" not in out
 
 
 def test_an_error_has_exit_status_1_and_no_traceback(command, tmp_path):

@@ -1,5 +1,8 @@
 """Splits, image files of every kind, transforms and views."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -259,3 +262,26 @@ def test_fresh_views_are_new_each_epoch_and_the_same_when_asked_again(device):
 def test_one_view_is_no_pair():
     with pytest.raises(UserError, match="at least 2"):
         BankedViews([np.zeros((1, 5, 3))], seed=0)
+
+
+def test_of_several_processes_one_downloads(tmp_path, monkeypatch):
+    """The others wait, then find it there."""
+    calls, inside, most = [], [], []
+
+    class Reader:
+        def __init__(self, root, train, download):
+            if not download and not (root / "there").exists():
+                raise RuntimeError("not found")
+            if download and not (root / "there").exists():
+                calls.append(train)
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.2)
+                inside.pop()
+                (root / "there").touch()
+
+    monkeypatch.setattr(cifar10, "CIFAR10", Reader)
+    threads = [threading.Thread(target=cifar10._open, args=(tmp_path, True)) for _ in range(3)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert len(calls) == 1 and most == [1]

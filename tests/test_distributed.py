@@ -80,6 +80,17 @@ def test_one_rank_s_mistake_ends_all(command, tmp_path, photo):
     assert done.returncode != 0 and "database/b/7.png: not a readable image" in done.stderr
 
 
+def test_a_rank_whose_neighbour_ended_ends_in_a_line(monkeypatch):
+    def closed(*words):
+        raise RuntimeError("[../gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:4021")
+
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", closed)
+    with pytest.raises(UserError, match=r"^another process has ended, so rank 1 ends too; .*Connection closed by peer"):
+        distributed.gather(3)
+
+
 def test_alone_everything_is_its_own():
     assert distributed.gather(3) == [3] and distributed.from_first("x") == "x"
     assert list(distributed.in_turn(iter([1, 2]))) == [1, 2]

@@ -444,7 +444,9 @@ def running(*words) -> subprocess.Popen:
 def until(true, process: subprocess.Popen, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()  # a living process's output has no end to read to
+            pytest.fail(f"waited {seconds} s in vain: {process.communicate(timeout=60)[0]}")
         time.sleep(0.05)
 
 

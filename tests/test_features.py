@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 import zlib
@@ -23,7 +24,7 @@ from models.backbones import (
     recalibrate_batch_norm,
     set_batch_norm_statistics,
 )
-from models.engines import OpenVINOEngine, TorchEngine, choose_engine, make_engine
+from models.engines import OpenVINOEngine, TorchEngine, check_precision, choose_engine, make_engine
 from models.heads import HashHead, student_head
 from utils import devices, distributed
 from utils.cache import FeatureCache, entries, prune
@@ -270,6 +271,48 @@ def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
         "cuda:1",
         "cpu",
     ]
+
+
+@pytest.mark.parametrize(
+    "name, count, local, said",
+    [
+        ("cuda:5", 1, 1, "--device cuda:5: this machine's GPUs are cuda:0 to cuda:0"),
+        ("auto", 2, 3, "3 processes share 2 GPUs; use --nproc_per_node gpu, or --device cpu"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused_in_a_line(monkeypatch, name, count, local, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(distributed, "local_size", lambda: local)
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        pick_device(name)
+    assert pick_device("cpu").type == "cpu"  # with any number of processes
+
+
+def test_half_precision_is_held_against_float32():
+    images, good = random_images(3, 3, 16, 16), small_network()
+
+    class Scaled(nn.Module):
+        def __init__(self, by: float):
+            super().__init__()
+            self.network, self.by, self.name = good, by, "net"
+
+        def forward(self, images):
+            return self.network(images.float()) * self.by
+
+    check_precision(lambda x: 1.05 * good(x.float()), Scaled(1), CPU, images)
+    for bad in (0.5, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="in half precision the features of net are .* use --precision float32"):
+            check_precision(lambda x, bad=bad: bad * good(x.float()), Scaled(1), CPU, images)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_weights_cast_once_give_what_autocast_gives(precision):
+    backbone, images = build_backbone("efficientnet_lite0"), random_images(2, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", precision):
+        known = backbone.to(memory_format=torch.channels_last)(images).float()
+    assert torch.equal(TorchEngine(backbone, CPU, precision)(images), known)
+    assert all(p.dtype == torch.float32 for p in backbone.parameters())
 
 
 @pytest.mark.slow

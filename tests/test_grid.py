@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ import pytest
 from conftest import ROOT
 from test_encode import until
 
-from scripts.compare import Job, OnRay, Runner, share
+from scripts import compare
+from scripts.compare import Job, OnRay, Runner, run_all, share
 from utils.errors import UserError
 
 pytestmark = pytest.mark.slow  # whole command lines
@@ -172,3 +174,32 @@ def test_the_script_hands_on_how_many_and_how_much_of_a_gpu(tmp_path):
         env = {**os.environ, "PYTHON": str(python), "ENGINE": "ray", "JOBS": "", "GPUS": "", **more}
         done = subprocess.run(["sh", ROOT / "scripts" / "compare.sh", "none"], env=env, capture_output=True, text=True)
         assert done.stdout.strip().endswith(words) and ("--jobs" in done.stdout) == bool(more), done.stderr
+
+
+def test_every_job_has_a_gpu_to_itself_while_there_are_enough(tmp_path, monkeypatch):
+    """With two GPUs two jobs run side by side; four jobs at once share them."""
+    for parallel in (None, 4):
+        runner, taken = Runner(8, gpus=2), []
+        monkeypatch.setattr(
+            runner, "_run", lambda job, threads, gpu, taken=taken: (time.sleep(0.05), taken.append(gpu))
+        )
+        run_all(runner, [Job(tmp_path / f"{i}.log", [], "same") for i in range(9)], "jobs", parallel)
+        assert len(taken) == 9 and set(taken) == {0, 1} and runner.free.qsize() == (parallel or 2)
+
+
+def test_a_job_sees_its_gpu_alone(tmp_path):
+    runner = Runner(1)
+    for gpu, seen, sees in ((1, None, "1"), (1, "4,7", "7")):
+        log = tmp_path / f"{gpu}{seen}.log"
+        process = runner.processes.Process(target=sees_gpu, args=(log, gpu, seen))
+        process.start()
+        process.join()
+        assert log.read_text().splitlines()[-1] == sees
+
+
+def sees_gpu(log: Path, gpu: int, seen: str | None) -> None:
+    """A process of a grid, told which GPU is its own."""
+    if seen:
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen
+    compare.guarded = lambda main: print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+    compare.command_line(log, 1, ["distill.py"], gpu)
