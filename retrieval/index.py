@@ -298,7 +298,7 @@ class Index(AnyIndex):
             with contextlib.suppress(sqlite3.Error):
                 self._con.close()
         if self._held is not None:
-            self._held.close()
+            self._held.release()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[sqlite3.Connection]:

@@ -232,7 +232,7 @@ def test_an_export_that_fails_leaves_what_was_there(cli, taught_by, teacher, tmp
     real = HashHead.encode
     monkeypatch.setattr(HashHead, "encode", lambda self, features: -real(self, features))
     code, _ = cli("export.py", "--run", teacher, "--out", tmp_path / "old")
-    assert "bits differ from evaluate.py's, more than 0.5%; nothing is written" in str(code)
+    assert "bits differ from PyTorch's in float32, more than 0.5%; nothing is written" in str(code)
     assert (tmp_path / "old" / "card.json").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 

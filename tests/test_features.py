@@ -302,7 +302,7 @@ def test_half_precision_is_held_against_float32():
 
     check_precision(lambda x: 1.05 * good(x.float()), Scaled(1), CPU, images)
     for bad in (0.5, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="in half precision the features of net are .* use --precision float32"):
+        with pytest.raises(UserError, match=r"in half precision the features of net are .* use --precision float32"):
             check_precision(lambda x, bad=bad: bad * good(x.float()), Scaled(1), CPU, images)
 
 
