@@ -158,7 +158,7 @@ def teacher(shared):
 def measured(shared, teacher):
     """A BRCD student and its evaluation with all codes: a folder with run/, out.json, ... and codes/."""
     folder = shared / "measured"
-    student = ["--teacher", teacher, "--student", STUDENT, "--clusters", 5, "--epochs", 20, "--validate-every", 1]
+    student = ["--teacher", teacher, "--student", STUDENT, "--clusters", 5, "--epochs", 20, "--validate-every", 1, "--seed", 1]
     result = ["--json", folder / "out.json", "--dump-codes", folder / "codes"]
     for words in (
         ["distill.py", *digits(shared), *student, "--run-dir", folder / "run"],
