@@ -46,7 +46,8 @@ def run(checkout, script: str, *flags: str, **variables: str) -> str:
 @pytest.mark.parametrize("views", ["0", "2"])
 def test_the_recipe(checkout, engine, views):
     run(checkout, "run.sh", *FEW, VIEWS=views, ENGINE=engine)
-    run(checkout, "ours_distill_run.sh", VIEWS=views, TEACHER=f"runs/teacher_digits_{TEACHER}_16bits")
+    teacher = checkout / "runs" / f"teacher_digits_{TEACHER}_16bits"
+    run(checkout, "ours_distill_run.sh", VIEWS=views, TEACHER=str(teacher))
     said = run(checkout, "evaluate.sh", PICTURES="2")
     result = json.loads(said.splitlines()[-1])
     assert (result["method"], result["engine"], result["n_queries"]) == ("brcd", engine, 40)
