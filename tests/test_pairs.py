@@ -8,9 +8,11 @@ import itertools
 import json
 import zlib
 
+import numpy as np
 import pytest
 from allpairspy import AllPairs
 from conftest import STUDENT, TEACHER, run_here
+from PIL import Image
 
 from losses.masks import BY_VIEWS, RULES
 from losses.methods import METHODS
@@ -70,11 +72,8 @@ def words_of(row: dict) -> list:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, request):
+def place(tmp_path_factory):
     """A folder with images in two classes, a cache, and a teacher for each kind of data."""
-    import numpy as np
-    from PIL import Image
-
     top, draw = tmp_path_factory.mktemp("pairs"), np.random.RandomState(0)
     for part, name, i in itertools.product(("database", "query"), ("cat", "dog"), range(8)):
         file = top / "images" / part / name / f"{i}.png"
