@@ -6,8 +6,6 @@ Data and feature options default to the teacher's own. Clusters and bit masks ar
 the training images, and kept with the run.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -19,14 +17,13 @@ from torch import nn
 
 from data.dataset import HashingData
 from data.features import BATCH, Extractor, add_feature_arguments, extractor
-from data.load import add_data_arguments, load_data
+from data.load import add_data_arguments, input_parser, load_data
 from data.transforms import EVAL_VERSION
 from data.views import BankedViews, FreshViews, ViewBatch, eval_batches
-from losses.brcd import VARIANTS, BRCDOptions
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
-from losses.masks import BY_VIEWS, RULES, bit_masks, choose_clusters, cluster_codes, purity
-from losses.methods import METHODS, PLAIN, Batch, Knowledge, Together, build_method
+from losses.masks import MASK_RULES, bit_masks, choose_clusters, cluster_codes, purity
+from losses.methods import METHODS, VARIANTS, Batch, BRCDOptions, Knowledge, build_method
 from models.backbones import (
     BACKBONES,
     FEATURES,
@@ -45,33 +42,14 @@ from retrieval.relevance import measure, relevance
 from utils import distributed
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.devices import pick_device, to_device
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.files import file_lock, read_csv, written_aside
-from utils.options import Parser, named, one_of, or_auto, real, unheeded, whole
+from utils.options import COLUMN, NEW_FEATURES, Parser, named, notes_of_idle, one_of, or_auto, real, whole
 from utils.runs import Run, read_args
 from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
 
 BN, BN_KIND = ("frozen", "recalibrate"), "brcd-batch-norm"
-INHERITED = (
-    "dataset",
-    "data_dir",
-    "skip_broken",
-    "split_seed",
-    "train_images",
-    "lists_dir",
-    "drop_leaks",
-    "limit",
-    "views",
-    "view_seed",
-    "size",
-    "device",
-    "engine",
-    "precision",
-    "cache_dir",
-    "cache_limit",
-    "workers",
-)
 PARTS = {
     "mask": "bit masks",
     "cluster": "all cluster denoising: both of the next two",
@@ -87,19 +65,35 @@ def make_parser() -> Parser:
     add_data_arguments(parser)
     add_feature_arguments(parser)
     group = parser.add_argument_group("student")
-    group.add_argument("--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run")
-    group.add_argument("--student", type=one_of(BACKBONES), default="efficientnet_b0", help=", ".join(BACKBONES))
+    group.add_argument(
+        "--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run", marks={COLUMN}
+    )
+    group.add_argument(
+        "--student", type=one_of(BACKBONES), default="efficientnet_b0", help=", ".join(BACKBONES), marks={COLUMN}
+    )
     group.add_argument(
         "--student-weights", type=named, default="pretrained", help="pretrained, a file, or random (tests only)"
     )
-    group.add_argument("--student-features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
-    group.add_argument("--student-size", type=whole(1, 4096), help="pixels that the student sees (default: --size)")
+    group.add_argument(
+        "--student-features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES), marks={NEW_FEATURES}
+    )
+    group.add_argument(
+        "--student-size",
+        type=whole(1, 4096),
+        help="pixels that the student sees (default: --size)",
+        marks={COLUMN, NEW_FEATURES},
+    )
     group.add_argument("--head", type=one_of(("auto", *HEADS)), default="auto", help=f"auto, {', '.join(HEADS)}")
-    group.add_argument("--bn", type=one_of(BN), default="frozen", help="recalibrate: BatchNorm of the training images")
-    group.add_argument("--bits", type=whole(1, MOST_BITS), help="must be the teacher's (the default)")
+    group.add_argument(
+        "--bn",
+        type=one_of(BN),
+        default="frozen",
+        help="recalibrate: BatchNorm of the training images",
+        marks={NEW_FEATURES},
+    )
+    group.add_argument("--bits", type=whole(1, MOST_BITS), help="must be the teacher's (the default)", marks={COLUMN})
     group = parser.add_argument_group("method")
-    group.add_argument("--method", type=one_of(METHODS), default="brcd", help=", ".join(METHODS))
-    group.add_argument("--also", type=one_of(PLAIN), help=f"a method whose term is added: {', '.join(PLAIN)}")
+    group.add_argument("--method", type=one_of(METHODS), default="brcd", help=", ".join(METHODS), marks={COLUMN})
     group.add_argument("--rotated-views", type=whole(1), default=2, help="sskd: cached views that are rotated too")
     group.add_argument("--kd-weight", type=real(0), default=1.0, help="of the distillation term")
     group.add_argument(
@@ -113,13 +107,13 @@ def make_parser() -> Parser:
         help="brcd: of the teacher's codes; auto: the highest silhouette's number",
     )
     group.add_argument(
-        "--mask-rule", type=one_of(RULES), default=BRCDOptions.mask_rule, help=f"brcd: {', '.join(RULES)}"
+        "--mask-rule", type=one_of(MASK_RULES), default=BRCDOptions.mask_rule, help=f"brcd: {', '.join(MASK_RULES)}"
     )
     group.add_argument(
         "--variant", type=one_of(VARIANTS), default=BRCDOptions.variant, help=f"brcd: {', '.join(VARIANTS)}"
     )
     group.add_argument(
-        "--hardness", type=real(0), default=BRCDOptions.hardness, help="brcd: weighs near negatives more"
+        "--hardness", type=real(0), default=BRCDOptions.hardness, help="brcd: of hard-negative reweighting"
     )
     for part, what in PARTS.items():
         group.add_argument(
@@ -140,7 +134,7 @@ def parse() -> argparse.Namespace:
     """The command line, over what the student takes from its teacher's run."""
     parser = make_parser()
     known = read_args(parser.parse_known_args()[0].teacher)
-    inherited = {name: known[name] for name in INHERITED if name in known}
+    inherited = {name: known[name] for name in input_parser().defaults() if name in known}
     try:
         parser.check(inherited)
     except UserError as error:
@@ -149,12 +143,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def idle(args) -> list[str]:
+    """Options that do nothing beside the others."""
+    heeded = {name: name in METHODS[args.method].own for method in METHODS.values() for name in method.own}
+    cibhash = args.hashing == "cibhash"
+    heeded |= {"temperature": cibhash or args.method == "brcd", "kl_weight": cibhash}
+    heeded |= {"kd_weight": args.method != "none", "view_seed": args.views}
+    return [name for name, counts in heeded.items() if not counts]
+
+
 def notes(args) -> Iterator[str]:
     """What is allowed and hardly meant."""
-    own = {name: name in METHODS[args.method].own for method in METHODS.values() for name in method.own}
-    cibhash, distils = args.hashing == "cibhash", args.method != "none" or bool(args.also)
-    heeded = {"temperature": cibhash or args.method == "brcd", "kl_weight": cibhash, "kd_weight": distils}
-    yield from unheeded(make_parser(), args, own | heeded | {"view_seed": bool(args.views)})
+    yield from notes_of_idle(make_parser(), args, idle(args))
     if args.batch_size == 1:
         yield "--batch-size 1: a batch of one has nothing to contrast, and several methods become one"
     if METHODS[args.method].clusters and args.clusters == 1:
@@ -176,10 +176,6 @@ def check_teacher(args, teacher: Trained, images: HashingData) -> None:
             f"{args.teacher}: a teacher of {teacher.bits} bits, --bits is {args.bits}; train a teacher of "
             f"{args.bits} bits, or leave --bits out"
         )
-    if args.mask_rule in BY_VIEWS and not args.views:
-        raise UserError(
-            f"--mask-rule {args.mask_rule}: it asks what the teacher flips among cached views; give some, --views 8"
-        )
     teacher.check_data(images.fingerprint, EVAL_VERSION)
 
 
@@ -198,13 +194,11 @@ def build_student(args, images: HashingData, device: torch.device) -> FrozenBack
     return backbone
 
 
-def teacher_knowledge(
-    args, run: Run, train_codes: torch.Tensor, view_codes: np.ndarray | None, labels: np.ndarray
-) -> Knowledge:
+def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndarray) -> Knowledge:
     """Cluster the training images by the teacher's codes, make the masks, keep both with the run."""
     n_clusters = choose_clusters(train_codes, args.seed) if args.clusters == "auto" else args.clusters
     cluster, centroids = cluster_codes(train_codes, n_clusters, args.seed)
-    masks = bit_masks(train_codes, cluster, n_clusters, args.margin, args.mask_rule, view_codes)
+    masks = bit_masks(train_codes, cluster, n_clusters, args.margin, args.mask_rule)
     with written_aside(run.path("clusters.npz")) as file:
         np.savez(file, labels=cluster, centroids=centroids, bit_masks=masks)
     pure = f", purity {purity(cluster, labels):.3f}" if labels.shape[1] else ""
@@ -305,7 +299,7 @@ def main() -> None:
     student = extractor(args, images, student_backbone, device, args.student_size)
     for note in notes(args):
         print(f"note: {note}")
-    run = Run(args.run_dir, vars(args), args.resume)
+    run = Run(args, make_parser(), idle(args))
     if run.finished:
         return print(f"{run.folder}: finished already")
 
@@ -315,13 +309,10 @@ def main() -> None:
         views = training_views(args, images, student, teacher, teacher_head, device, needs.rotations)
         if needs.clusters:
             train_codes = teacher_head.encode(teacher.evaluation(images.train))
-            view_codes = np.where(views.banks[1].cpu() >= 0, 1, -1) if args.mask_rule in BY_VIEWS else None  # [N, n, b]
-            knowledge = teacher_knowledge(args, run, train_codes, view_codes, images.labels[images.train])
+            knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
         validate = validation(head, student, teacher, teacher_head, images)
     with seeded("method", args.seed):  # embeddings and memories of the methods that have them
         method = build_method(args.method, trained.bits, len(images.train), knowledge, brcd_options(args)).to(device)
-        if args.also:
-            method = Together(method, build_method(args.also, trained.bits, len(images.train)))
     hashing = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
     step = Step(head, hashing, method, args.kd_weight, device)
 

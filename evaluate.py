@@ -7,8 +7,6 @@ SSHP: the student hashes queries and database. ASHP: the student hashes queries,
 Prints a table, then one JSON object as its last line.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 import argparse
 import json
 from dataclasses import dataclass
@@ -17,40 +15,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import distill
-import train_teacher
 from data.dataset import NO_LABELS, HashingData
-from data.features import extractor
 from data.load import add_data_arguments, load_data
 from data.transforms import EVAL_VERSION, eval_transform
-from losses.methods import METHODS
 from models.trained import Trained, read_run
 from retrieval.codes import pack
+from retrieval.hasher import OTHER_DATA, Hasher, run_options
 from retrieval.metrics import retrieval_report
 from retrieval.relevance import relevance
 from utils import distributed
-from utils.devices import pick_device
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.figures import draw_curves, draw_retrieved
 from utils.files import write_csv, write_json, written_aside
 from utils.options import Parser, one_of, whole
-from utils.runs import FREE, git_commit, read_environment
+from utils.runs import git_commit, read_defaults, read_environment
 
 THUMBNAIL = 96
 QUERIES = ("test", "val")
-# Options that name no row of a table: what a result does not depend on, and what has a column of its own.
-UNNAMED = FREE | {
-    *("device", "lists_dir", "dataset", "seed", "bits"),
-    *("teacher", "student", "student_size", "method", "backbone"),
-}
 DEFINITION = (
     "AP@k = sum of precision(r) * rel(r) over ranks r <= k, over D; map keys are ties/D, D = relevant retrieved, "
     "min(k, R) or R (total); ties stable in database order, or expected over random orders; relevant = at least one "
     "label shared"
 )
 RUN_FILES = {"args", "environment", "log", "summary", "clusters", "train_codes", "cluster_numbers", "redundancy"}
-# Options of a data set that is not the run's own; --data-dir and --lists-dir also say where that lies now.
-OTHER_DATA = ("drop_leaks", "skip_broken", "split_seed", "train_images", "limit")
 SUMMARY = ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")  # of a report, in the last line printed
 
 
@@ -73,9 +60,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cache-dir", type=Path, help="default: the run's")
     parser.add_argument("--device", help="default: the run's")
     args = parser.parse_args()
-    alone = [f"--{name.replace('_', '-')}" for name in OTHER_DATA if getattr(args, name) != parser.get_default(name)]
+    alone = sorted(name for name in OTHER_DATA if getattr(args, name) != parser.get_default(name))
     if alone and args.dataset is None:
-        raise UserError(f"{alone[0]} is of other images than the run's own: name their --dataset too")
+        raise UserError(
+            f"--{alone[0].replace('_', '-')} is of other images than the run's own: name their --dataset too"
+        )
     return args
 
 
@@ -87,51 +76,10 @@ def check_target(target: Path) -> None:
         raise UserError(f"--json {target}: would replace files of the run in {target.parent}; choose another name")
 
 
-def parser_of(run: Trained) -> Parser:
-    """The command line that made a run."""
-    return (distill if run.teacher else train_teacher).make_parser()
-
-
-def run_options(args, run: Trained) -> argparse.Namespace:
-    """The run's own options, with what this command line overrides."""
-    for one in (run, run.teacher) if run.teacher else (run,):
-        try:
-            parser_of(one).check(one.args)
-        except UserError as error:
-            raise UserError(f"{one.folder}/args.yaml: damaged ({error}); train that run again") from None
-    kept = argparse.Namespace(**parser_of(run).defaults() | run.args)  # an older run may lack a newer option
-    if args.dataset:
-        for name in ("dataset", "data_dir", "lists_dir", *OTHER_DATA):
-            setattr(kept, name, getattr(args, name))
-    for name in ("data_dir", "cache_dir", "lists_dir"):
-        value = getattr(args, name) or getattr(kept, name)
-        setattr(kept, name, Path(value) if value else None)
-    kept.device = args.device or kept.device
-    return kept
-
-
 def named_options(run: Trained) -> dict:
-    """All options of a run that differ from its parser's defaults and that its result may depend on."""
-    parser = parser_of(run)
-    others = frozenset().union(*(m.own for name, m in METHODS.items() if name != run.args.get("method")))
-    left_out = UNNAMED | (others if run.teacher else {"hashing"})  # a column shows it
-    return {
-        name: run.args[name]
-        for name, default in sorted(parser.defaults().items())
-        if name in run.args and run.args[name] != default and name not in left_out
-    }
-
-
-class Hasher:
-    """Codes of any images of the data set by the network under a run's heads."""
-
-    def __init__(self, run: Trained, options, images: HashingData):
-        self.run, self.backbone, self.device = run, run.backbone(), pick_device(options.device)
-        self.features = extractor(options, images, self.backbone, self.device, run.size)
-
-    def codes(self, metric: str, rows: np.ndarray) -> torch.Tensor:
-        """int8 [n, bits] of images ``rows`` by the head that ``metric`` chose."""
-        return self.run.heads[metric].to(self.device).encode(self.features.evaluation(rows))
+    """The options that name a run's row in a table: those that are not at their defaults."""
+    defaults = read_defaults(run.folder)
+    return {name: run.args[name] for name, default in defaults.items() if run.args.get(name, default) != default}
 
 
 @dataclass(frozen=True)

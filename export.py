@@ -8,8 +8,6 @@ against those of evaluate.py before anything appears at --out. --precision float
 int8 makes it quicker; what that costs is measured on validation images and said on the card.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 import argparse
 import hashlib
 import importlib.metadata
@@ -33,16 +31,16 @@ from data.load import load_data
 from data.resize import resize
 from data.transforms import EVAL_VERSION, eval_transform, short_side
 from data.views import CPU, eval_batches
-from evaluate import Hasher, run_options
 from models.backbones import BACKBONES, FrozenBackbone, hash_state
 from models.engines import choose_engine, make_engine
+from models.exported import CARD, FORMAT, MODEL, Exported
 from models.heads import HashHead
 from models.trained import SELECTED_BY, Trained, read_run
 from retrieval.codes import pack, unpack
-from retrieval.exported import CARD, FORMAT, MODEL, Exported
+from retrieval.hasher import Hasher, run_options
 from retrieval.metrics import mean_average_precision
 from retrieval.relevance import measure, relevance
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.files import check_replaceable, folder_aside, write_json
 from utils.machine import cores
 from utils.options import Parser, one_of
@@ -207,7 +205,7 @@ def joined(before: onnx.ModelProto, after: onnx.ModelProto, logits: bool) -> byt
     return model.SerializeToString(deterministic=True)
 
 
-class Job:
+class Original:
     """A run, its images, and how evaluate.py hashes them."""
 
     def __init__(self, args: argparse.Namespace):
@@ -324,21 +322,23 @@ def spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 
-def agreement(job: Job, rows: np.ndarray, codes: np.ndarray) -> dict:
+def agreement(original: Original, rows: np.ndarray, codes: np.ndarray) -> dict:
     """Whether codes in float32 are evaluate.py's.
 
     Raises:
         UserError: too many bits differ.
     """
-    bits = job.run.bits
-    share, wrong = different(codes, job.evaluated(rows), bits), different(codes, job.in_float32(rows), bits)
+    bits = original.run.bits
+    share, wrong = different(codes, original.evaluated(rows), bits), different(codes, original.in_float32(rows), bits)
     print(f"float32: {share:.3%} of the bits of {len(rows):,} images differ from evaluate.py's")
     if share > wrong:
-        print(f"note: the run was computed in {job.hasher.features.precision}; in float32 {wrong:.3%} of them differ")
+        print(
+            f"note: the run was computed in {original.hasher.features.precision}; in float32 {wrong:.3%} of them differ"
+        )
     if wrong > MOST_DIFFERENT:
         raise UserError(
-            f"{job.run.folder}: {wrong:.2%} of the exported codes' bits differ from PyTorch's in float32, more than "
-            f"{MOST_DIFFERENT:.1%}; nothing is written"
+            f"{original.run.folder}: {wrong:.2%} of the exported codes' bits differ from PyTorch's in float32, more "
+            f"than {MOST_DIFFERENT:.1%}; nothing is written"
         )
     return {"images": len(rows), "differs_from_evaluation": share, "differs_in_float32": wrong}
 
@@ -346,22 +346,22 @@ def agreement(job: Job, rows: np.ndarray, codes: np.ndarray) -> dict:
 def main() -> None:
     args = parse()
     check_replaceable(args.out, CARD)
-    job = Job(args)
-    images, size = job.images, job.run.size
-    print(f"exporting {job.backbone.name} with its head of {job.run.bits} bits")
-    before, after = preprocessing(size, images.crop), network(job.backbone, job.head, size)
+    original = Original(args)
+    images, size = original.images, original.run.size
+    print(f"exporting {original.backbone.name} with its head of {original.run.bits} bits")
+    before, after = preprocessing(size, images.crop), network(original.backbone, original.head, size)
     rows = np.concatenate([images.val, images.val_database])[:CHECKED]
     with folder_aside(args.out, CARD) as folder, tempfile.TemporaryDirectory() as aside:
         model = joined(before, after, args.logits)
-        single = codes_of(job.write(Path(aside), model, "float32"), images, rows, "checking")
-        facts = {"checked": agreement(job, rows, single)}
+        single = codes_of(original.write(Path(aside), model, "float32"), images, rows, "checking")
+        facts = {"checked": agreement(original, rows, single)}
         if args.precision != "float32":
             calibration = Pixels(images, spread(images.train, CALIBRATION), size)
             after = in_half(after) if args.precision == "float16" else in_bytes(after, calibration)
             model = joined(before, after, args.logits)
-            facts |= job.cost(job.write(folder, model, args.precision), rows, single)
-        job.write(folder, model, args.precision, facts)
-    print(f"{args.out}: {len(model) / 1e6:.1f} MB, {job.run.bits} bits a picture")
+            facts |= original.cost(original.write(folder, model, args.precision), rows, single)
+        original.write(folder, model, args.precision, facts)
+    print(f"{args.out}: {len(model) / 1e6:.1f} MB, {original.run.bits} bits a picture")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-dir runs/teacher
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,18 +20,17 @@ from losses.hashing import HASHING
 from losses.nt_xent import TEMPERATURE
 from models.backbones import BACKBONES, FEATURES, build_backbone, check_size
 from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head
-from models.itq import itq_head
+from models.itq import ITQ, itq_head
 from models.trained import best_file
 from retrieval.codes import write_training_codes
 from retrieval.metrics import mean_average_precision
 from retrieval.relevance import measure, relevance
 from utils import distributed
 from utils.devices import pick_device, to_device
-from utils.options import Parser, named, one_of, real, unheeded, whole
+from utils.errors import guarded
+from utils.options import COLUMN, Parser, named, notes_of_idle, one_of, real, whole
 from utils.runs import Run
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
-
-ITQ = "itq"
 
 
 def make_parser() -> Parser:
@@ -41,18 +38,30 @@ def make_parser() -> Parser:
     add_data_arguments(parser)
     add_feature_arguments(parser)
     group = parser.add_argument_group("teacher")
-    group.add_argument("--backbone", type=one_of(BACKBONES), default="vit_b_16", help=", ".join(BACKBONES))
+    group.add_argument(
+        "--backbone", type=one_of(BACKBONES), default="vit_b_16", help=", ".join(BACKBONES), marks={COLUMN}
+    )
     group.add_argument("--weights", type=named, default="pretrained", help="pretrained, a file, or random (tests only)")
     group.add_argument("--features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
     group.add_argument("--head", type=one_of(HEADS), default="linear", help=", ".join(HEADS))
-    group.add_argument("--bits", type=whole(1, MOST_BITS), default=64, help="code length")
+    group.add_argument("--bits", type=whole(1, MOST_BITS), default=64, help="code length", marks={COLUMN})
     group.add_argument(
-        "--hashing", type=one_of((*HASHING, ITQ)), default="cibhash", help=f"{', '.join(HASHING)} or itq"
+        "--hashing",
+        type=one_of((*HASHING, ITQ)),
+        default="cibhash",
+        help=f"{', '.join(HASHING)} or itq",
+        marks={COLUMN},
     )
     group.add_argument("--temperature", type=real(1e-6), default=TEMPERATURE, help="of CIBHash")
     group.add_argument("--kl-weight", type=real(0), default=KL_WEIGHT, help="of CIBHash's KL term")
     add_training_arguments(group, Schedule(epochs=200, validate_every=5, patience=3), lr=5e-4)
     return parser
+
+
+def idle(args) -> list[str]:
+    """Options that do nothing beside the others."""
+    heeded = {"temperature": args.hashing == "cibhash", "kl_weight": args.hashing == "cibhash", "view_seed": args.views}
+    return [name for name, counts in heeded.items() if not counts]
 
 
 def head_facts(backbone, images: HashingData) -> dict:
@@ -98,16 +107,14 @@ def main() -> None:
     distributed.start()
     args = make_parser().parse_args()
     device = pick_device(args.device)
-    cibhash = args.hashing == "cibhash"
-    heeded = {"temperature": cibhash, "kl_weight": cibhash, "view_seed": bool(args.views)}
-    for note in unheeded(make_parser(), args, heeded):
+    for note in notes_of_idle(make_parser(), args, idle(args)):
         print(f"note: {note}")
     check_size(args.backbone, args.size)
     images = load_data(args, args.run_dir)
     backbone = build_backbone(args.backbone, args.weights, args.features)
     head = HashHead(backbone.dim, args.bits, args.head, args.seed).to(device)
     features = extractor(args, images, backbone, device)
-    run = Run(args.run_dir, vars(args), args.resume)
+    run = Run(args, make_parser(), idle(args))
     if run.finished:
         return print(f"{run.folder}: finished already")
 

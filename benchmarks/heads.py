@@ -17,10 +17,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from measure import anonymous_mib, median_seconds  # noqa: E402
 
 from data.views import BankedViews  # noqa: E402
-from losses.brcd import BRCDOptions  # noqa: E402
 from losses.cibhash import KL_WEIGHT  # noqa: E402
 from losses.hashing import HASHING  # noqa: E402
-from losses.methods import METHODS, Batch, Knowledge, build_method  # noqa: E402
+from losses.methods import METHODS, Batch, BRCDOptions, Knowledge, build_method  # noqa: E402
 from losses.nt_xent import TEMPERATURE  # noqa: E402
 from models.heads import HashHead  # noqa: E402
 from utils.cache import DTYPE, FeatureCache  # noqa: E402

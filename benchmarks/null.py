@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts.report import LEVEL, holm  # noqa: E402
+from retrieval.significance import LEVEL, holm  # noqa: E402
 from utils.files import write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
 

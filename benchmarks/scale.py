@@ -1,9 +1,9 @@
 """Milvus, encoding and the grid beyond one machine, here: python benchmarks/scale.py --student EXPORT --photos FOLDER
 
     --parts milvus    the same codes in a file and on a real Milvus server: adding, single queries, 1,000 queries alike?
-    --parts encode    pictures in WebDataset shards by encode.py, beside the network alone on ready pixels
+    --parts encode    pictures in WebDataset shards by search.encode, beside the network alone on ready pixels
     --parts daft      the same shards and the same encoder by Daft, of another Python (--daft; it pins old libraries)
-    --parts resume    encode.py killed in the middle and run again; its codes beside those of search.py add
+    --parts resume    search.encode killed in the middle and run again; its codes beside those of `search add`
     --parts grid      the digits grid by the local runner and by Ray: seconds, peak memory, the same table?
 
 Each part adds to what --out holds, so that they may be run one by one. A smoke run takes two minutes:
@@ -38,10 +38,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from search_engines import rate  # noqa: E402
 
 from data.decode import pixels_of  # noqa: E402
-from data.pictures import Part, pictures  # noqa: E402
-from retrieval.engines import NPROBE, open_index  # noqa: E402
-from retrieval.exported import Exported  # noqa: E402
-from retrieval.index import Row  # noqa: E402
+from models.exported import Exported  # noqa: E402
+from search.engines import NPROBE, open_index  # noqa: E402
+from search.index import Row  # noqa: E402
+from search.pictures import Part, pictures  # noqa: E402
 from utils.files import read_json, write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
 
@@ -231,7 +231,7 @@ def network_alone(student: str, shards: Path, threads: int, n: int = 600) -> flo
 
 
 def encode_words(student: str, shards: Path, out: Path, workers: int) -> list:
-    words = [sys.executable, ROOT / "encode.py", "--student", student, "--input", shards, "--out", out]
+    words = [sys.executable, "-m", "search.encode", "--student", student, "--input", shards, "--out", out]
     return [*words, "--workers", workers]
 
 
@@ -253,7 +253,7 @@ def encoding(student: str, shards: Path, n: int, out: Path, workers: int, daft: 
 
 
 def resume(student: str, photos: Path, shards: Path, folder: Path, n: int) -> dict:
-    """Killed when half of the parts are there, and run again; then the same pictures by search.py add."""
+    """Killed when half of the parts are there, and run again; then the same pictures by python -m search add."""
     for file in sorted(photos.rglob("*.jpg"))[:n]:
         (folder / "photos").mkdir(exist_ok=True)
         (folder / "photos" / file.name).symlink_to(file.resolve())
@@ -272,7 +272,7 @@ def resume(student: str, photos: Path, shards: Path, folder: Path, n: int) -> di
     result["hashed_again"] = int(re.search(r"([\d,]+) pictures hashed", said)[1].replace(",", ""))
     codes = {}
     for name, words in (("load", ["--codes", folder / "codes"]), ("add", ["--student", student, folder / "photos"])):
-        words = [sys.executable, ROOT / "search.py", "add", "--index", folder / name, *words]
+        words = [sys.executable, "-m", "search", "add", "--index", folder / name, *words]
         result[f"{name}_seconds"], *_ = watched(words, folder)
         with open_index(str(folder / name)) as index:
             ids, held = index.codes()

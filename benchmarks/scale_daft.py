@@ -1,4 +1,4 @@
-"""What encode.py does on Ray, by Daft on this machine: python benchmarks/scale_daft.py STUDENT SHARDS OUT WORKERS
+"""What search.encode does on Ray, by Daft on this machine: python benchmarks/scale_daft.py STUDENT SHARDS OUT WORKERS
 
 Run by scale.py, which sets PYTHONPATH, in an environment of its own: Daft pins an older pyarrow.
 """
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import daft
 
-from data.pictures import parts_of
-from retrieval.encoding import Encoder
+from search.encoding import Encoder
+from search.pictures import parts_of
 
 
 class Worker:

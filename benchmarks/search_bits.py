@@ -28,11 +28,11 @@ from data.decode import pixels_of  # noqa: E402
 from data.load import load_data  # noqa: E402
 from data.photos import pictures_below  # noqa: E402
 from data.transforms import eval_transform  # noqa: E402
-from evaluate import Hasher, run_options  # noqa: E402
 from export import codes_of, different, spread  # noqa: E402
+from models.exported import Exported, may_ask  # noqa: E402
 from models.trained import Trained, read_run  # noqa: E402
 from retrieval.codes import hamming_topk, pack, unpack  # noqa: E402
-from retrieval.exported import Exported, may_ask  # noqa: E402
+from retrieval.hasher import Hasher, run_options  # noqa: E402
 from retrieval.metrics import mean_average_precision  # noqa: E402
 from retrieval.relevance import relevance  # noqa: E402
 from utils.errors import UserError, guarded  # noqa: E402

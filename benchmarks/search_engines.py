@@ -30,16 +30,16 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests"), str(ROOT / "tests" / "search")]
 
 from exports import write_export  # noqa: E402
 from measure import anonymous_mib  # noqa: E402
 
 from data.decode import pixels_of  # noqa: E402
-from retrieval import adding  # noqa: E402
+from models.exported import Exported  # noqa: E402
 from retrieval.codes import hamming_topk  # noqa: E402
-from retrieval.exported import Exported  # noqa: E402
-from retrieval.index import BLOCK, Index  # noqa: E402
+from search import adding  # noqa: E402
+from search.index import BLOCK, Index  # noqa: E402
 from utils.files import read_json, write_json  # noqa: E402
 
 BITS, K, WIDTH = 64, 100, 8
@@ -358,9 +358,9 @@ def make_small(folder: Path, count: int) -> Path:
 
 
 def add_by_command(index: Path, student: Path, pictures: Path) -> float:
-    """Seconds of a whole ``search.py add``."""
+    """Seconds of a whole ``python -m search add``."""
     started = time.perf_counter()
-    words = [sys.executable, ROOT / "search.py", "add", "--index", index, "--student", student, pictures]
+    words = [sys.executable, "-m", "search", "add", "--index", index, "--student", student, pictures]
     subprocess.run(words, check=True, capture_output=True)
     return time.perf_counter() - started
 
@@ -370,10 +370,10 @@ def add_by_command(index: Path, student: Path, pictures: Path) -> float:
 # Small transactions, so that there are many moments between them.
 ADD = """
 import runpy, sys
-from retrieval import adding
+from search import adding
 adding.BATCH = 4
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module("search", run_name="__main__")
 """
 
 
@@ -393,7 +393,7 @@ def contents(index: Path) -> dict:
 
 
 def kills(folder: Path, count: int, seed: int, pictures: int = 120) -> dict:
-    """``search.py add`` killed by SIGKILL at random moments, some several times, then run to its end.
+    """``python -m search add`` killed by SIGKILL at random moments, some several times, then run to its end.
 
     After each kill all that a reader had seen before it must be there and whole; in the end the index must hold what
     one that was never killed holds, bit by bit.
@@ -406,7 +406,7 @@ def kills(folder: Path, count: int, seed: int, pictures: int = 120) -> dict:
         (root / str(sub) / "broken.jpg").write_bytes(b"no picture")
 
     def begin(index: Path) -> subprocess.Popen:
-        words = [ROOT / "search.py", "add", "--index", index, "--student", student, root]
+        words = ["search", "add", "--index", index, "--student", student, root]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, "-c", ADD, *map(str, words)],

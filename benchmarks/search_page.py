@@ -33,9 +33,9 @@ import fault_mutations as blows  # noqa: E402
 
 from data.decode import pixels_of  # noqa: E402
 from data.tree import images_below  # noqa: E402
-from retrieval import site  # noqa: E402
-from retrieval.exported import Exported  # noqa: E402
-from retrieval.index import Index, Row  # noqa: E402
+from models.exported import Exported  # noqa: E402
+from search import site  # noqa: E402
+from search.index import Index, Row  # noqa: E402
 from utils.files import write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
 
@@ -99,11 +99,9 @@ def write_index(file: Path, student: Exported, n: int) -> None:
 
 @contextlib.contextmanager
 def served(index: Path, student: Path) -> Iterator[str]:
-    """`search.py serve` in a process of its own: its address."""
+    """`python -m search serve` in a process of its own: its address."""
     words = ["serve", "--index", str(index), "--student", str(student), "--port", "0"]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "search.py"), *words], stdout=subprocess.PIPE, text=True
-    ) as server:
+    with subprocess.Popen([sys.executable, "-m", "search", *words], stdout=subprocess.PIPE, text=True) as server:
         try:
             yield next(word for word in server.stdout.readline().split() if word.startswith("http"))
         finally:

@@ -100,33 +100,44 @@ def remarks(data: HashingData) -> list[str]:
     return found
 
 
+def leaked(keys: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By part, which of its images are queries as well, bool [n]; parts without any are left out.
+
+    Test images are looked for among the validation queries, both among the images to search and to train on.
+
+    Args:
+        keys: by part, what tells images apart: names, or hashes of their content.
+    """
+    found = {}
+    for part, asking in (("val", ("test",)), ("database", ("test", "val")), ("train", ("test", "val"))):
+        queries = [keys[name] for name in asking if name in keys]
+        if part in keys and queries and (shared := np.isin(keys[part], np.concatenate(queries))).any():
+            found[part] = shared
+    return found
+
+
 def without_shared_content(
     root: Path, source: ImageSource, parts: dict[str, np.ndarray], drop: bool
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Parts without images of the same content as a query, and notes of how many went; refused unless ``drop``.
 
-    Test images are looked for among the validation queries, both among the images to search and to train on.
-
     Raises:
         UserError: there are such images, and ``drop`` is False.
     """
-    parts, notes, searched = dict(parts), [], parts["database"]
+    kept, notes = dict(parts), []
     content = np.ascontiguousarray(source.digests).view("S32")[:, 0]
-    for part, asking in (("val", ("test",)), ("database", ("test", "val")), ("train", ("test", "val"))):
-        if part == "train" and parts["train"] is searched:
-            parts["train"] = parts["database"]
-        queries = np.concatenate([parts[p] for p in asking])
-        shared = np.isin(content[parts[part]], content[queries])
-        if not shared.any():
+    for part, shared in leaked({part: content[rows] for part, rows in parts.items()}).items():
+        if part == "train" and parts["train"] is parts["database"]:
+            kept["train"] = kept["database"]
             continue
         first = parts[part][shared.argmax()]
+        queries = np.concatenate([parts["test"], *([parts["val"]] if part != "val" else [])])
         query = queries[(content[queries] == content[first]).argmax()]
         what = (
-            f"{shared.sum()} {part} images are {' or '.join(asking)} queries too, by content: "
-            f"{source.names[first]} is {source.names[query]}"
+            f"{shared.sum()} {part} images are queries too, by content: {source.names[first]} is {source.names[query]}"
         )
         if not drop:
             raise UserError(f"{root}: {what}; remove one of each, or drop them from {part} with --drop-leaks")
-        parts[part] = parts[part][~shared]
+        kept[part] = parts[part][~shared]
         notes.append(f"dropped from {part}: {what}")
-    return parts, notes
+    return kept, notes

@@ -8,12 +8,12 @@ import torch
 
 from data import transforms
 from data.dataset import HashingData
-from data.views import Bank, Part, eval_batches, view_batches
+from data.views import Bank, Share, eval_batches, view_batches
 from models.engines import ENGINES, PRECISIONS, check_precision, choose_engine, engine_version, make_engine
 from utils import distributed
 from utils.cache import FeatureCache
 from utils.devices import CHOICES
-from utils.options import one_of, parse_size, view_count, whole
+from utils.options import COLUMN, FREE, NEW_FEATURES, one_of, parse_size, view_count, whole
 from utils.pipeline import one_late, prefetch
 
 BATCH = 64
@@ -69,8 +69,8 @@ class Extractor:
             **more,
         }
 
-    def _part(self, start: int) -> Part:
-        return Part(start, distributed.my_turns(), self.workers)
+    def _part(self, start: int) -> Share:
+        return Share(start, distributed.my_turns(), self.workers)
 
     def evaluation(self, rows: np.ndarray) -> "RowsOf":
         """Features of images ``rows`` under the evaluation transform; one cache entry for all that the split uses."""
@@ -128,20 +128,28 @@ class RowsOf:
 def add_feature_arguments(parser) -> None:
     group = parser.add_argument_group("features")
     group.add_argument(
-        "--views", type=view_count, default=0, help="random views an image, cached; 0: new ones each epoch"
+        "--views",
+        type=view_count,
+        default=0,
+        help="random views an image, cached; 0: new ones each epoch",
+        marks={NEW_FEATURES},
     )
     group.add_argument("--view-seed", type=whole(0), default=0, help="of the cached views; shared by runs of all seeds")
     group.add_argument(
         "--size", type=whole(1, 4096), default=transforms.SIZE, help="pixels, height and width of the input"
     )
-    group.add_argument("--device", default="auto", help=CHOICES)
+    group.add_argument("--device", default="auto", help=CHOICES, marks={COLUMN})
     group.add_argument("--engine", type=one_of(ENGINES), default="auto", help=f"{', '.join(ENGINES)} (CPU)")
     group.add_argument(
         "--precision", type=one_of(PRECISIONS), default="auto", help=f"of the frozen backbones: {', '.join(PRECISIONS)}"
     )
-    group.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept")
-    group.add_argument("--cache-limit", type=parse_size, help="delete longest unused entries above this, such as 20G")
-    group.add_argument("--workers", type=whole(1), default=4, help="threads that read and crop image files")
+    group.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where features are kept", marks={FREE})
+    group.add_argument(
+        "--cache-limit", type=parse_size, help="delete longest unused entries above this, such as 20G", marks={FREE}
+    )
+    group.add_argument(
+        "--workers", type=whole(1), default=4, help="threads that read and crop image files", marks={FREE}
+    )
 
 
 def extractor(args, data: HashingData, backbone, device: torch.device, size: int | None = None) -> Extractor:

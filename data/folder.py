@@ -18,13 +18,11 @@ QUERY_SHARE = 0.2  # of each class, where the folder has no split of its own; ha
 NAMED_AT_MOST = 5  # broken files named in one message
 # What people call the parts, in any case. Without validation queries of their own, half of those that ask validate.
 PART_NAMES = {
-    **dict.fromkeys(("database", "gallery", "train"), "database"),
-    **dict.fromkeys(("query", "queries", "test"), "test"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("database", "train"), "database"),
+    **dict.fromkeys(("query", "test"), "test"),
+    "val": "val",
 }
-LAYOUT = (
-    "ROOT/CLASS/*.jpg, or ROOT/database/CLASS/*.jpg (gallery, train) and ROOT/query/CLASS/*.jpg (queries, test, val)"
-)
+LAYOUT = "ROOT/CLASS/*.jpg, or ROOT/database/CLASS/*.jpg (or train) and ROOT/query/CLASS/*.jpg (or test, val)"
 
 
 def _class_folders(top: Path) -> list[Path]:
@@ -71,10 +69,7 @@ def _parts_of(root: Path) -> dict[str, Path]:
             raise UserError(f"{root}: {other.name} and {folder.name} both name one part; keep one, or join them")
     missing = [
         f"{what} with CLASS folders inside"
-        for names, what in (
-            (("database",), "database (gallery, train)"),
-            (("test", "val"), "query (queries, test, val)"),
-        )
+        for names, what in ((("database",), "database (or train)"), (("test", "val"), "query (or test, val)"))
         if not any(_class_folders(parts[name]) for name in names if name in parts)
     ]
     if missing:

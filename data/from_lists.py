@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import HashingData
-from data.lists import ImageList, aligned, few, find_list, leaks, merge, missing_files, read_list
+from data.dataset import HashingData, leaked
+from data.lists import ImageList, aligned, few, find_list, merge, missing_files, read_list
 from data.protocols import Protocol
 from data.sources import FileImages
 from utils.errors import UserError
@@ -26,7 +26,7 @@ def read_parts(protocol: Protocol, folder: Path) -> dict[str, ImageList]:
     needed = [p for p in ("train", "test") if p not in parts]
     if needed:
         raise UserError(
-            f"{folder}: no list {' or '.join(f'{p}.txt' for p in needed)} (also .txt.xz, _img.txt, .csv, "
+            f"{folder}: no list {' or '.join(f'{p}.txt' for p in needed)} (also _img.txt, .csv, "
             f".parquet){'; ' + protocol.source if protocol.source else ''}"
         )
     parts.setdefault("database", parts["train"])
@@ -39,31 +39,20 @@ def read_parts(protocol: Protocol, folder: Path) -> dict[str, ImageList]:
     return aligned(parts)
 
 
-PARTS_IN_WORDS = {"database": "the database", "train": "the training images", "val": "the validation queries"}
-
-
 def without_leaks(parts: dict[str, ImageList], drop: bool) -> tuple[dict[str, ImageList], list[str]]:
-    """The parts without images that are queries, and notes of how many went; refused unless ``drop``.
-
-    Test images are looked for among the validation queries, both among the images to search and to train on.
-    """
-    notes, parts, searched = [], dict(parts), parts.get("database")
-    pairs = [("test", "val"), *((asked, part) for part in ("database", "train") for asked in ("test", "val"))]
-    for asked, part in pairs:
-        if asked not in parts or part not in parts:
+    """The parts without images that are queries, by name, and notes of how many went; refused unless ``drop``."""
+    kept, notes = dict(parts), []
+    for part, shared in leaked({part: np.array(one.names) for part, one in parts.items()}).items():
+        if part == "train" and parts["train"] is parts.get("database"):
+            kept["train"] = kept["database"]
             continue
-        if part == "train" and parts["train"] is searched:
-            parts["train"] = parts["database"]
-        leaked, where = leaks(parts[asked], parts[part]), PARTS_IN_WORDS[part]
-        if not len(leaked):
-            continue
-        first = parts[part].names[leaked[0]]
-        what = f"{len(leaked)} of the {len(parts[asked])} {asked} images are in {where} too, the first {first}"
+        first = shared.argmax()
+        what = f"{shared.sum()} {part} images are queries too, the first {parts[part].names[first]}"
         if not drop:
-            raise UserError(f"{parts[part].file}:{leaked[0] + 1}: {what}; drop them from {where} with --drop-leaks")
-        parts[part] = parts[part].take(np.setdiff1d(np.arange(len(parts[part])), leaked))
-        notes.append(f"dropped from {where}: {what}")
-    return parts, notes
+            raise UserError(f"{parts[part].file}:{first + 1}: {what}; drop them from {part} with --drop-leaks")
+        kept[part] = parts[part].take(np.flatnonzero(~shared))
+        notes.append(f"dropped from {part}: {what}")
+    return kept, notes
 
 
 def load(

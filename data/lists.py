@@ -1,6 +1,6 @@
 """Image lists: the formats that deep-hashing papers use, and tables, read strictly.
 
-- ``path l1 ... lL`` a line, 0/1 labels (HashNet, DeepHash-pytorch); .txt or .txt.xz
+- ``path l1 ... lL`` a line, 0/1 labels (HashNet, DeepHash-pytorch)
 - ``X_img.txt`` with a path a line beside ``X_label_onehot.txt`` with 0/1 labels a line (the NUS-WIDE style)
 - .csv or .parquet with a column ``path`` and either ``labels`` ("0 1 0", or a list) or one 0/1 column a label
 
@@ -8,7 +8,6 @@ Where tables name their labels, all parts name the same ones, in any order. Ever
 number: a list is believed only whole.
 """
 
-import lzma
 import os
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UserError, first_line, some
+from utils.files import lines_of
 
 NAMES_AT_MOST = 5
 ROWS_NEEDED = "0/1 rows are needed, one column a class: of 4 classes number 2 is '0 0 1 0'"
@@ -58,49 +58,12 @@ def read_list(file: Path, n_labels: int | None = None, prefix: str = "") -> Imag
     elif "_img.txt" in file.name:
         names, labels, classes = _read_two_files(file)
     else:
-        names, labels, classes = _read_lines(file, n_labels)
+        names, labels, classes = _read_rows(file, n_labels)
     if n_labels is not None and labels.shape[1] != n_labels:
         raise UserError(f"{file}: {labels.shape[1]} labels a line, {n_labels} are needed")
     names = [_inside(file, i, n.removeprefix(prefix)) for i, n in enumerate(names, 1)]
     _no_duplicates(file, names)
     return ImageList(file, names, labels, classes)
-
-
-def unpacked(file: Path) -> bytes:
-    """A file's content, decompressed where it is .xz.
-
-    Raises:
-        UserError: junk, or cut.
-    """
-    if file.suffix != ".xz":
-        return file.read_bytes()
-    try:
-        stream = lzma.LZMADecompressor()
-        content = stream.decompress(file.read_bytes())
-        if not stream.eof or stream.unused_data:
-            raise EOFError("cut, or something behind its end")
-        return content
-    except (lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{file}: no whole .xz file ({error}); copy or fetch it again") from None
-
-
-def _lines(file: Path) -> list[str]:
-    """Lines without their ends; Windows line ends, a byte-order mark and an empty file are refused."""
-    data = unpacked(file)
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise UserError(f"{file}:1: begins with a byte-order mark; save it as UTF-8 without BOM")
-    newline = b"\n"
-    if (at := data.find(b"\r")) >= 0:
-        raise UserError(f"{file}:{data.count(newline, 0, at) + 1}: Windows line ends; convert the file with dos2unix")
-    try:
-        lines = data.decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}:{data.count(newline, 0, error.start) + 1}: not UTF-8") from None
-    if lines[-1] == "":
-        lines.pop()
-    if not lines:
-        raise UserError(f"{file}: empty list")
-    return lines
 
 
 def _labels_of(file: Path, number: int, words: list[str], width: int) -> bytes:
@@ -131,9 +94,9 @@ def _first_width(file: Path, line: str) -> int:
     return width
 
 
-def _read_lines(file: Path, n_labels: int | None) -> tuple[list[str], np.ndarray, list[str]]:
+def _read_rows(file: Path, n_labels: int | None) -> tuple[list[str], np.ndarray, list[str]]:
     names, rows, width = [], [], n_labels
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(lines_of(file.read_bytes(), file), 1):
         if not line.strip():
             raise UserError(f"{file}:{number}: empty line")
         # A path may hold spaces, so labels are counted from the end.
@@ -150,7 +113,7 @@ def _read_two_files(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
     partner = file.with_name(file.name.replace("_img.txt", "_label_onehot.txt"))
     if not partner.is_file():
         raise UserError(f"{file}: its labels {partner.name} are not beside it")
-    names, label_lines = _lines(file), _lines(partner)
+    names, label_lines = lines_of(file.read_bytes(), file), lines_of(partner.read_bytes(), partner)
     if len(names) != len(label_lines):
         raise UserError(f"{partner}: {len(label_lines)} lines for the {len(names)} images of {file.name}")
     for number, name in enumerate(names, 1):
@@ -218,12 +181,6 @@ def _no_duplicates(file: Path, names: list[str]) -> None:
     for number, name in enumerate(names, 1):
         if seen.setdefault(name, number) != number:
             raise UserError(f"{file}:{number}: {name} is in the list already, at line {seen[name]}")
-
-
-def leaks(queries: ImageList, database: ImageList) -> np.ndarray:
-    """Rows of the database that are also queries."""
-    asked = set(queries.names)
-    return np.flatnonzero([name in asked for name in database.names])
 
 
 def missing_files(root: Path, lists: list[ImageList]) -> list[str]:
@@ -296,7 +253,7 @@ def find_list(folder: Path, part: str) -> Path | None:
     Raises:
         UserError: it is there in two formats.
     """
-    names = [part + ending for ending in (".txt", ".txt.xz", "_img.txt", ".csv", ".parquet")]
+    names = [part + ending for ending in (".txt", "_img.txt", ".csv", ".parquet")]
     there = [folder / name for name in names if (folder / name).is_file()]
     if len(there) > 1:
         raise UserError(f"{folder}: two lists of one part, {there[0].name} and {there[1].name}; remove one")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from data import cifar10, digits, folder, from_lists, photos, shards
 from data.dataset import HashingData, remarks
+from data.features import add_feature_arguments
 from data.protocols import PROTOCOLS, Protocol
-from utils.options import one_of, whole
+from utils.options import COLUMN, FREE, Parser, one_of, whole
 
 
 def _from_lists(protocol: Protocol):
@@ -34,9 +35,13 @@ DATASETS = {
 
 def add_data_arguments(parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", type=one_of(DATASETS), default="digits", help=f"one of: {', '.join(DATASETS)}")
-    group.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
-    group.add_argument("--lists-dir", type=Path, help="lists: where train, database and test are (default: --data-dir)")
+    group.add_argument(
+        "--dataset", type=one_of(DATASETS), default="digits", help=f"one of: {', '.join(DATASETS)}", marks={COLUMN}
+    )
+    group.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)", marks={FREE})
+    group.add_argument(
+        "--lists-dir", type=Path, help="lists: where train, database and test are (default: --data-dir)", marks={COLUMN}
+    )
     group.add_argument(
         "--drop-leaks",
         action="store_true",
@@ -50,6 +55,14 @@ def add_data_arguments(parser) -> None:
         "--train-images", type=whole(2), help=f"photos: how many train, at most (default: {photos.TRAIN_IMAGES})"
     )
     group.add_argument("--limit", type=whole(2), help="digits: keep only the first N images of each part (for tests)")
+
+
+def input_parser() -> Parser:
+    """The options of data and features: what a student takes over from its teacher's run, and a result from its run."""
+    parser = Parser("")
+    add_data_arguments(parser)
+    add_feature_arguments(parser)
+    return parser
 
 
 def load_data(args, teacher: Path | None = None) -> HashingData:

@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from webdataset.tariterators import base_plus_ext
 
 from data.content import content_digests, content_fingerprint
 from data.dataset import HashingData, one_hot, without_shared_content
 from data.decode import IMAGE_SUFFIXES
-from data.pictures import ends_here
 from data.sources import decode
+from data.tree import ends_here
 from utils.errors import UserError
 from utils.seeds import seed_of
 
@@ -89,6 +88,14 @@ class ShardImages:
         return content_fingerprint(self.names, self.digests, self.upright)
 
 
+def key_and_ending(name: str) -> tuple[str, str]:
+    """A member's name at the first dot of its last part, as WebDataset has it: "a.b/7.seg.png" -> ("a.b/7", "seg.png");
+    ("", "") for what has no key or no dot."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, ending = base.partition(".")
+    return (f"{folder}{slash}{stem}", ending) if stem and dot else ("", "")
+
+
 def parse_labels(text: str, where: str) -> list[int]:
     """ "7" or "0 1 0" as numbers."""
     words = text.split()
@@ -120,8 +127,8 @@ def index_shard(shard: Path) -> ShardIndex:
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                key, ending = base_plus_ext(member.name)
-                if not member.isfile() or key is None:
+                key, ending = key_and_ending(member.name)
+                if not member.isfile() or not key:
                     continue
                 if f".{ending.lower()}" in IMAGE_SUFFIXES:
                     members, value = images, (member.name, member.offset_data, member.size)

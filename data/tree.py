@@ -1,7 +1,9 @@
 """Which images lie below a folder; links are followed, circles are not."""
 
 import os
+import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 from data.decode import IMAGE_SUFFIXES
 from utils.errors import UserError
@@ -45,3 +47,17 @@ def images_below(folder: str, seen: set[str]) -> list[str]:
             seen.add(real)
             found += images_below(path, seen)
     return found
+
+
+def ends_here(file: BinaryIO, offset: int) -> bool:
+    """Whether from ``offset`` on there is tar's end mark, two blocks of zeros, and nothing else.
+
+    tarfile stops at any bad head as if it were the end.
+    """
+    file.seek(offset)
+    zeros = 0
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            return False
+        zeros += len(block)
+    return zeros >= 2 * tarfile.BLOCKSIZE

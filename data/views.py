@@ -26,7 +26,7 @@ Engine = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """Which of the batches are made: those from row ``start`` on, of them ``turns``; by ``workers`` threads."""
 
     start: int = 0
@@ -44,7 +44,7 @@ class Bank:
 
 
 def eval_batches(
-    data: HashingData, rows: np.ndarray, size: int, batch_size: int, part: Part = Part()
+    data: HashingData, rows: np.ndarray, size: int, batch_size: int, part: Share = Share()
 ) -> Iterator[torch.Tensor]:
     """Images ``rows`` as evaluation sees them, uint8 [B, 3, size, size]."""
     firsts = range(part.start, len(rows), batch_size)[part.turns]
@@ -82,7 +82,7 @@ def rotate(images: torch.Tensor, quarters: int) -> torch.Tensor:
 
 
 def view_batches(
-    data: HashingData, bank: Bank, size: int, batch_size: int, device: torch.device, part: Part = Part()
+    data: HashingData, bank: Bank, size: int, batch_size: int, device: torch.device, part: Share = Share()
 ) -> Iterator[torch.Tensor]:
     """A bank's views, uint8 [B, 3, size, size], view by view: row = view * n + image."""
     n = len(data.train)

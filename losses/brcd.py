@@ -1,55 +1,12 @@
 """BRCD: bit-mask robust contrastive knowledge distillation, the loss this project exists for."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from losses.nt_xent import TEMPERATURE, cosine_matrix
 
-VARIANTS = ("paper", "released")
-MASKED = ("rows", "pairs", "positives")
-
-
-@dataclass(frozen=True)
-class BRCDOptions:
-    """BRCD's hyperparameters, at the paper's values, and its parts, each of which an ablation switches off.
-
-    Attributes:
-        temperature, alpha: of the loss.
-        margin, clusters, mask_rule: of the bit masks; see ``losses.masks``; clusters may be "auto".
-        variant: "paper", or "released": the released code's slips, which are an all-zero mask, offsets judged on masked
-            codes, and a repeated half of the same-cluster matrix.
-        hardness: of the negatives' weights; 0, the paper's, weighs all alike.
-        mask: contrast masked codes; off, all bits count.
-        cluster: off, both of the next two are.
-        offset: augmentations in another cluster than their image lose the structural term.
-        false_negatives: pairs of one cluster are no negatives.
-        individual, structural: the two parts of the positive; off means alpha 0 or 1. Without the individual part an
-            offset augmentation, having no structural part, still keeps it.
-    """
-
-    temperature: float = TEMPERATURE
-    alpha: float = 0.8
-    margin: float = 0.5
-    clusters: int | str = 10
-    mask_rule: str = "decided"
-    variant: str = "paper"
-    hardness: float = 0.0
-    mask: bool = True
-    cluster: bool = True
-    offset: bool = True
-    false_negatives: bool = True
-    individual: bool = True
-    structural: bool = True
-
-
-def masked_cosines(rows: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """cos(m_r * u_r, m_r * u_s) of every two rows [n, b] -> [n, n], both under the first one's mask."""
-    own = F.normalize(masks * rows, dim=1, eps=1e-8)
-    lengths = (masks**2 @ (rows**2).T).clamp_min(1e-16).sqrt()  # [n, n] of m_r * u_s
-    return (own * masks) @ rows.T / lengths
+ALPHA = 0.8  # share of the individual space in the positive
 
 
 def hard_weights(negatives: torch.Tensor, hardness: float) -> torch.Tensor:
@@ -83,11 +40,7 @@ class BRCDLoss(nn.Module):
         temperature: divides the similarities; above 0.
         alpha: share of the individual space in the positive, 0..1.
         drop_same_cluster: leave pairs of one cluster out of the negatives.
-        repeat_upper_half: the released code's slip: rows of the teacher's half drop what the student's rows drop
-            (for ``--variant released``).
-        masked: what masks fall on: "rows", each row its own (the method); "pairs", both rows of a pair the mask of the
-            one that contrasts; "positives", none on negatives.
-        hardness: weighs negatives by how near they are, see ``hard_weights``; at least 0.
+        hardness: of the negatives' weights, see ``hard_weights``; at least 0; 0, the paper's, weighs all alike.
 
     Example:
         >>> z, t_i, t_j = (torch.randn(3, 8, 64) >= 0).float() * 2 - 1
@@ -97,24 +50,27 @@ class BRCDLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = BRCDOptions.temperature,
-        alpha: float = BRCDOptions.alpha,
+        temperature: float = TEMPERATURE,
+        alpha: float = ALPHA,
         drop_same_cluster: bool = True,
-        repeat_upper_half: bool = False,
-        masked: str = "rows",
-        hardness: float = BRCDOptions.hardness,
+        hardness: float = 0.0,
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}: it must be above 0")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}: it must be from 0 to 1")
-        if masked not in MASKED:
-            raise ValueError(f"masked is {masked!r}: it must be one of {', '.join(MASKED)}")
-        if hardness < 0:
-            raise ValueError(f"hardness is {hardness}: it must be at least 0")
-        self.temperature, self.alpha, self.masked, self.hardness = temperature, alpha, masked, hardness
-        self.drop_same_cluster, self.repeat_upper_half = drop_same_cluster, repeat_upper_half
+        for name, value, allowed, words in (
+            ("temperature", temperature, temperature > 0, "above 0"),
+            ("alpha", alpha, 0 <= alpha <= 1, "from 0 to 1"),
+            ("hardness", hardness, hardness >= 0, "at least 0"),
+        ):
+            if not allowed:
+                raise ValueError(f"{name} is {value}: it must be {words}")
+        self.temperature, self.alpha, self.hardness = temperature, alpha, hardness
+        self.drop_same_cluster = drop_same_cluster
+
+    def same_cluster(self, cluster_i: torch.Tensor, cluster_j: torch.Tensor) -> torch.Tensor:
+        """[2B, 2B] pairs of rows that are false negatives: the student's rows are of cluster_i, the teacher's of
+        cluster_j."""
+        cluster = torch.cat([cluster_i, cluster_j])
+        return cluster[:, None] == cluster
 
     def forward(
         self,
@@ -125,43 +81,32 @@ class BRCDLoss(nn.Module):
         cluster_j: torch.Tensor,
         bit_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """The loss of one batch.
+        """The loss of one batch, a scalar.
 
         Args:
             student: [B, b] student's codes of view i (straight-through).
             teacher_i, teacher_j: [B, b] teacher's codes of views i and j.
             cluster_i: [B] cluster of each clean image.
             cluster_j: [B] cluster of each teacher_j.
-            bit_mask: [B, b] of 0/1, or of weights; row i is of image i, by its cluster.
-
-        Returns:
-            scalar.
+            bit_mask: [B, b] of 0/1; row i is of image i, by its cluster.
         """
         if not student.shape == teacher_i.shape == teacher_j.shape == bit_mask.shape:
-            raise ValueError(
-                "student, teacher_i, teacher_j and bit_mask must all be [B, b] of one shape, not "
-                f"{[tuple(t.shape) for t in (student, teacher_i, teacher_j, bit_mask)]}"
-            )
+            shapes = [tuple(t.shape) for t in (student, teacher_i, teacher_j, bit_mask)]
+            raise ValueError(f"student, teacher_i, teacher_j and bit_mask must be [B, b] of one shape, not {shapes}")
         batch = len(student)
         student, teacher_i, teacher_j, bit_mask = (t.float() for t in (student, teacher_i, teacher_j, bit_mask))
-        similarity = cosine_matrix(torch.cat([bit_mask * student, bit_mask * teacher_j]))  # [2B, 2B]
+        rows = torch.cat([bit_mask * student, bit_mask * teacher_j])  # [2B, b] u: masked codes
+        similarity = cosine_matrix(rows)  # [2B, 2B] cos(u_r, u_s)
 
-        individual = F.cosine_similarity(student, teacher_i, dim=1)  # [B]
-        structural = similarity.diagonal(batch)  # [B] cos(m * z_i, m * t_ji)
-        if self.masked == "pairs":
-            similarity = masked_cosines(torch.cat([student, teacher_j]), bit_mask.repeat(2, 1))
-        elif self.masked == "positives":
-            similarity = cosine_matrix(torch.cat([student, teacher_j]))
-        share = torch.where(cluster_i != cluster_j, 1.0, self.alpha)
-        positive = share * individual + (1 - share) * structural
+        individual = F.cosine_similarity(student, teacher_i, dim=1)  # [B] cos(z_i, t_i)
+        structural = similarity.diagonal(batch)  # [B] cos(m_i * z_i, m_i * t_ji)
+        share = torch.where(cluster_i != cluster_j, 1.0, self.alpha)  # [B] a_i: 1 for an offset augmentation
+        positive = (share * individual + (1 - share) * structural).repeat(2) / self.temperature  # [2B]
 
         image = torch.arange(batch, device=student.device).repeat(2)
         dropped = image[:, None] == image  # [2B, 2B] a row with itself and with its positive's row
         if self.drop_same_cluster:
-            cluster = torch.cat([cluster_i, cluster_j])
-            same = cluster[:, None] == cluster
-            dropped = dropped | (torch.cat([same[:batch], same[:batch]]) if self.repeat_upper_half else same)
-        positive = torch.cat([positive, positive]) / self.temperature  # [2B]
+            dropped = dropped | self.same_cluster(cluster_i, cluster_j)
         negatives = (similarity / self.temperature).masked_fill(dropped, float("-inf"))
         if self.hardness:
             negatives = negatives + hard_weights(negatives, self.hardness)

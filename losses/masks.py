@@ -5,14 +5,11 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
-from losses.brcd import BRCDOptions
 from utils.errors import UserError
 
 N_STARTS = 30
 TRIED, TRIED_STARTS, TRIED_IMAGES = (5, 10, 20, 50, 100, 200), 3, 5000  # what --clusters auto looks at
-# Masks by name; "anchor" and "positives" are those of "decided", and say what else of the contrast they fall on.
-RULES = ("decided", "undecided", "anchor", "positives", "soft", "top", "steady", "steady-image")
-BY_VIEWS = ("steady", "steady-image")
+MASK_RULES = ("decided", "undecided")
 
 
 def cluster_codes(codes, n_clusters: int, seed: int = 0, n_starts: int = N_STARTS) -> tuple[np.ndarray, np.ndarray]:
@@ -61,14 +58,7 @@ def choose_clusters(codes, seed: int = 0) -> int:
     return max(found, key=found.get)
 
 
-def bit_masks(
-    codes,
-    labels,
-    n_clusters: int,
-    margin: float = BRCDOptions.margin,
-    rule: str = BRCDOptions.mask_rule,
-    view_codes=None,
-) -> np.ndarray:
+def bit_masks(codes, labels, n_clusters: int, margin: float, rule: str = MASK_RULES[0]) -> np.ndarray:
     """Which bits mean something in each cluster.
 
     Bits are independent, so one whose mean over a cluster is near 0 carries nothing there.
@@ -77,34 +67,17 @@ def bit_masks(
         codes: [n, b] in {-1, +1}.
         labels: [n] cluster of each.
         margin: 0..1.
-        rule: "decided" keeps bits with |mean| >= margin (the method), and so do "anchor" and "positives"; "undecided"
-            those below (an ablation); "soft" weighs every bit by |mean|; "top" keeps the share 1 - margin of the bits
-            with the highest |mean|, of equals the first. "steady" keeps bits whose |mean over an image's views|, mean
-            over the cluster, is >= margin: those that the teacher does not flip between views; "steady-image" asks
-            that of each image.
-        view_codes: [N, n, b] codes of N views, for the last two.
+        rule: "decided" keeps bits with |mean| >= margin (the method); "undecided" those below (an ablation).
 
     Returns:
-        uint8 [K, b], 1 where the bit is kept, an empty cluster keeps none; float32 for "soft"; uint8 [n, b] for
-        "steady-image".
+        uint8 [K, b], 1 where the bit is kept; an empty cluster keeps none.
     """
     if not 0 <= margin <= 1:
         raise UserError(f"--margin {margin}: it must be from 0 to 1")
-    if rule not in RULES:
-        raise UserError(f"--mask-rule {rule}: it is one of {', '.join(RULES)}")
+    if rule not in MASK_RULES:
+        raise UserError(f"--mask-rule {rule}: it is one of {', '.join(MASK_RULES)}")
     codes, labels = np.asarray(codes), np.asarray(labels)
-    if rule in BY_VIEWS:
-        codes = np.abs(np.asarray(view_codes, dtype=np.int8).mean(axis=0))  # [n, b] 1: never flips
-    if rule == "steady-image":
-        return (codes >= margin).astype(np.uint8)
-    means = np.abs(cluster_means(codes, labels, n_clusters))
-    if rule == "soft":
-        return means.astype(np.float32)
-    if rule == "top":
-        ranks = (-means).argsort(axis=1, kind="stable").argsort(axis=1)
-        decided = ranks < round((1 - margin) * means.shape[1])
-    else:
-        decided = means >= margin
+    decided = np.abs(cluster_means(codes, labels, n_clusters)) >= margin
     filled = (np.bincount(labels, minlength=n_clusters) > 0)[:, None]
     return ((~decided if rule == "undecided" else decided) & filled).astype(np.uint8)
 

@@ -7,16 +7,54 @@ import torch
 from torch import nn
 
 from losses.binarize import binarize
-from losses.brcd import BRCDLoss, BRCDOptions
+from losses.brcd import ALPHA, BRCDLoss
 from losses.crcd import CRCDLoss
 from losses.crd import CRDLoss
 from losses.kl import KLLoss
+from losses.masks import MASK_RULES
+from losses.nt_xent import TEMPERATURE
 from losses.packd import PACKDLoss
 from losses.pkt import PKTLoss
+from losses.released import ReleasedBRCDLoss
 from losses.rkd import RKDLoss
 from losses.sp import SPLoss
 from losses.sskd import SSKDLoss
 from utils.devices import to_device
+
+VARIANTS = ("paper", "released")
+
+
+@dataclass(frozen=True)
+class BRCDOptions:
+    """BRCD's hyperparameters, at the paper's values, and its parts, each of which an ablation switches off.
+
+    Attributes:
+        temperature, alpha: of the loss.
+        margin, clusters, mask_rule: of the bit masks; see ``losses.masks``; clusters may be "auto".
+        variant: "paper", or "released": the released code's slips, which are an all-zero mask, offsets judged on masked
+            codes, and a repeated half of the same-cluster matrix.
+        hardness: of the negatives' weights; 0, the paper's, weighs all alike.
+        mask: contrast masked codes; off, all bits count.
+        cluster: off, both of the next two are.
+        offset: augmentations in another cluster than their image lose the structural term.
+        false_negatives: pairs of one cluster are no negatives.
+        individual, structural: the two parts of the positive; off means alpha 0 or 1. Without the individual part an
+            offset augmentation, having no structural part, still keeps it.
+    """
+
+    temperature: float = TEMPERATURE
+    alpha: float = ALPHA
+    margin: float = 0.5
+    clusters: int | str = 10
+    mask_rule: str = MASK_RULES[0]
+    variant: str = VARIANTS[0]
+    hardness: float = 0.0
+    mask: bool = True
+    cluster: bool = True
+    offset: bool = True
+    false_negatives: bool = True
+    individual: bool = True
+    structural: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +83,7 @@ class Knowledge:
     Attributes:
         cluster: [n] cluster of each image's code.
         centroids: [K, b].
-        bit_masks: [K, b] of 0/1, or of weights; [n, b] under the rule "steady-image".
+        bit_masks: [K, b] of 0/1.
     """
 
     cluster: torch.Tensor
@@ -73,15 +111,9 @@ class BRCD(nn.Module):
         alpha = 0.0 if not options.individual else 1.0 if not options.structural else options.alpha
         self.released = options.variant == "released"
         self.offset = options.cluster and options.offset
-        self.loss = BRCDLoss(
-            options.temperature,
-            alpha,
-            drop_same_cluster=options.cluster and options.false_negatives,
-            repeat_upper_half=self.released,
-            masked={"anchor": "pairs", "positives": "positives"}.get(options.mask_rule, "rows"),
-            hardness=options.hardness,
-        )
-        self.by_image = options.mask_rule == "steady-image"
+        drop = options.cluster and options.false_negatives
+        loss = ReleasedBRCDLoss if self.released else BRCDLoss
+        self.loss = loss(options.temperature, alpha, drop, options.hardness)
         masks = knowledge.bit_masks
         masks = torch.zeros_like(masks) if self.released else masks if options.mask else torch.ones_like(masks)
         for name, tensor in (("cluster", knowledge.cluster), ("centroids", knowledge.centroids), ("masks", masks)):
@@ -89,7 +121,7 @@ class BRCD(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         cluster_i = self.cluster[batch.index]  # [B]
-        bit_mask = self.masks[batch.index if self.by_image else cluster_i].float()  # [B, b]
+        bit_mask = self.masks[cluster_i].float()  # [B, b]
         teacher_i, teacher_j = binarize(batch.teacher)
         judged = teacher_j * bit_mask if self.released else teacher_j
         cluster_j = nearest_centroid(judged, self.centroids) if self.offset else cluster_i
@@ -148,17 +180,6 @@ class OnRotations(nn.Module):
         return {"distillation": self.loss(student, teacher)}
 
 
-class Together(nn.Module):
-    """The sum of several methods' terms."""
-
-    def __init__(self, *methods: nn.Module):
-        super().__init__()
-        self.methods = nn.ModuleList(methods)
-
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"distillation": sum(term for method in self.methods for term in method(batch).values())}
-
-
 @dataclass(frozen=True)
 class Method:
     """How a method is built, and what it needs prepared.
@@ -185,7 +206,6 @@ def _with_memory(loss: Callable[..., nn.Module], own_first: bool, **fixed) -> Me
 
 
 NEGATIVES = 500
-PLAIN = ("rkd", "pkt", "sp", "kl")  # of codes alone: what can be added to another method
 METHODS: dict[str, Method] = {
     "none": Method(lambda **_: NoDistillation()),
     "rkd": _on_codes(RKDLoss),

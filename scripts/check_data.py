@@ -4,8 +4,6 @@ Lists alone: ``python -m scripts.check_data --train F --database F --test F [--l
 and label frequencies, then every problem; the exit status is 1 if there is one.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 import argparse
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from data.lists import ImageList, aligned, few, merge, missing_files, read_list
 from data.load import add_data_arguments, load_data
 from data.protocols import PROTOCOLS, Protocol
 from data.sources import FileImages, broken_images
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.options import Parser, whole
 
 

@@ -2,13 +2,11 @@
 rows.csv. Same bits on the same kind of machine; elsewhere mAP within 0.002, or the exit status is 1.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 from pathlib import Path
 
 import pandas as pd
 
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.options import Parser
 
 TOLERANCE = 0.002

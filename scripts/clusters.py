@@ -4,21 +4,17 @@ from a teacher's training codes alone, and prints how dense each cluster's mask 
 
 from pathlib import Path
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 import numpy as np
 from sklearn.metrics import silhouette_score
 from tqdm import tqdm
 
-from losses.brcd import BRCDOptions
-from losses.masks import bit_masks, cluster_codes
+from losses.masks import MASK_RULES, bit_masks, cluster_codes
+from losses.methods import BRCDOptions
 from retrieval.codes import read_training_codes
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.figures import draw_cluster_numbers
 from utils.files import write_csv
 from utils.options import Parser, one_of, real, whole
-
-KEEP = ("decided", "undecided", "top")  # rules that keep bits or do not, by the training codes alone
 
 
 def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -> list[dict]:
@@ -44,7 +40,7 @@ def main() -> None:
         "--margin", type=real(0, 1), default=BRCDOptions.margin, help="bits with a smaller |cluster mean| are masked"
     )
     parser.add_argument(
-        "--mask-rule", type=one_of(KEEP), default=BRCDOptions.mask_rule, help=f"one of: {', '.join(KEEP)}"
+        "--mask-rule", type=one_of(MASK_RULES), default=BRCDOptions.mask_rule, help=f"one of: {', '.join(MASK_RULES)}"
     )
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of k-means")
     args = parser.parse_args()

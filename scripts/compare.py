@@ -4,8 +4,7 @@ Every cell is one run of distill.py and evaluate.py, as a user would type them; 
 done is skipped, one that was killed resumes. Used through scripts/compare.sh.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
+import argparse
 import contextlib
 import functools
 import importlib
@@ -24,20 +23,19 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-import distill
-import train_teacher
 from data.load import DATASETS
 from losses.hashing import HASHING
+from losses.methods import METHODS
 from models.backbones import BACKBONES
-from scripts.report import read_rows, write_report
+from models.itq import ITQ
+from retrieval.tables import read_rows
+from scripts.report import write_report
 from utils.cluster import check_address, ray_on
 from utils.devices import CHOICES
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.machine import cores
-from utils.options import Parser, one_of, real, view_count, whole
+from utils.options import NEW_FEATURES, Parser, one_of, real, view_count, whole
 
-# Flags that change which features a student needs; the first cell that needs some gets the whole machine.
-FEATURE_FLAGS = ("--bn", "--student-size", "--student-features", "--views")
 # Methods whose steps take several times as long as the others' begin first, so that no core waits for one at the end.
 SLOW = ("crcd",)
 RETRIES = 3  # of a task whose worker was lost
@@ -55,9 +53,19 @@ class Cell:
 
     @property
     def features(self) -> tuple:
-        words = self.method.split()
-        flags = tuple((w, words[i + 1]) for i, w in enumerate(words[:-1]) if w in FEATURE_FLAGS)
-        return ("rotations" if words[0] == "sskd" else "plain", *flags)
+        """What kind of features it needs; the first cell that needs some gets the whole machine."""
+        args = student_args("--method", *self.method.split())
+        flags = tuple(str(getattr(args, name)) for name in sorted(parser_of("distill").having(NEW_FEATURES)))
+        return (METHODS[args.method].rotations, *flags)
+
+
+def parser_of(command: str) -> Parser:
+    """The options of one of the commands, which are run as their users run them."""
+    return importlib.import_module(command).make_parser()
+
+
+def student_args(*words: str) -> argparse.Namespace:
+    return parser_of("distill").parse_args(["--run-dir", "r", "--teacher", "t", *words])
 
 
 class Runner:
@@ -188,12 +196,10 @@ def slug(method: str) -> str:
 
 def check_methods(args) -> None:
     """Raises UserError for a method or a flag that distill.py would refuse, before anything starts."""
-    required = ["--run-dir", "r"]
-    train_teacher.make_parser().parse_args([*required, *args.flags.split()])
-    required += ["--teacher", "t", *args.flags.split()]
+    parser_of("train_teacher").parse_args(["--run-dir", "r", *args.flags.split()])
     for method in args.methods:
         try:
-            distill.make_parser().parse_args([*required, *args.student_flags.split(), "--method", *method.split()])
+            student_args(*args.flags.split(), *args.student_flags.split(), "--method", *method.split())
         except UserError as error:
             raise UserError(f"{method}: {error}") from None
 
@@ -292,10 +298,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
     parser.add_argument("--teacher", type=one_of(BACKBONES), default="efficientnet_lite2", help="backbone")
     parser.add_argument(
-        "--teacher-hashing",
-        type=one_of((*HASHING, train_teacher.ITQ)),
-        default="cibhash",
-        help="the teacher's objective",
+        "--teacher-hashing", type=one_of((*HASHING, ITQ)), default="cibhash", help="the teacher's objective"
     )
     parser.add_argument("--student", type=one_of(BACKBONES), default="efficientnet_lite0", help="backbone")
     parser.add_argument("--flags", default="", help="for every run, teachers too, such as '--precision bfloat16'")

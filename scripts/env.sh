@@ -1,17 +1,19 @@
 # Sourced by every other script: goes to the repository's root and sets PY to a Python that has what is needed:
-# requirements.txt, and the files that a script names in NEEDS. The active environment is used if it has their versions;
-# else .venv is made, and they are installed into it once, and again when one of them changes.
+# requirements.txt and the files that a script names in NEEDS. The active environment is
+# used if its versions satisfy them; else .venv is made, and the tested versions (constraints.txt) are installed into it
+# once, and again when one of the files changes.
 
 cd "$(dirname "$0")/.." || exit 1
 NEEDS="requirements.txt ${NEEDS:-}"
 
 has_requirements() {
     "$1" -c '
-import importlib.metadata, sys
+import importlib.metadata, re, sys
+def numbers(version):
+    return [int(n) for n in re.findall("[0-9]+", version.partition("+")[0])[:3]]  # +cpu, +cu130: the same code
 for line in (line for file in sys.argv[1:] for line in open(file)):
-    name, _, wanted = line.partition("#")[0].strip().partition("==")
-    name = name.partition("[")[0]
-    if name and importlib.metadata.version(name).partition("+")[0] != wanted:  # +cpu, +cu130: the same code
+    name, _, least = line.partition("#")[0].strip().partition(">=")
+    if name and numbers(importlib.metadata.version(name.partition("[")[0])) < numbers(least):
         sys.exit(1)
 ' $NEEDS 2>/dev/null
 }
@@ -24,11 +26,11 @@ fi
 
 if ! has_requirements "$PY"; then
     for FILE in $NEEDS; do
-        WANTED=$(cksum < "$FILE")
+        WANTED=$(cat "$FILE" constraints.txt | cksum)
         if [ ! -x .venv/bin/python ] || [ "$(cat ".venv/$FILE.installed" 2>/dev/null)" != "$WANTED" ]; then
             echo "installing $FILE into .venv (once)" >&2
             "$PY" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-                -r requirements.txt -r "$FILE" || {
+                -r "$FILE" -c constraints.txt || {
                 echo "error: .venv could not be made; see the message above, then run this script again" >&2
                 exit 1
             }

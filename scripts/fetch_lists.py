@@ -2,10 +2,8 @@
 
     python -m scripts.fetch_lists coco --out data/coco
 
-``--from DIR`` takes files fetched by hand (NAME or NAME.xz, as the messages name them) instead of the network.
+``--from DIR`` takes files fetched by hand (called as the messages name them) instead of the network.
 """
-
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
 
 import hashlib
 import tempfile
@@ -16,9 +14,9 @@ from urllib.error import URLError
 import numpy as np
 from torch.hub import download_url_to_file
 
-from data.lists import ImageList, read_list, unpacked
+from data.lists import ImageList, read_list
 from data.protocols import PROTOCOLS
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.files import written_aside
 from utils.options import Parser
 
@@ -108,10 +106,9 @@ def fetch(one: Published, by_hand: Path | None) -> bytes:
                 ) from None
             content = file.read_bytes()
     else:
-        plain, packed = by_hand / one.name, by_hand / f"{one.name}.xz"
-        if not plain.exists() and not packed.exists():
-            raise UserError(f"{by_hand}: no {one.name} or {one.name}.xz in it; fetch {one.url}")
-        content = unpacked(plain if plain.exists() else packed)
+        if not (by_hand / one.name).exists():
+            raise UserError(f"{by_hand}: no {one.name} in it; fetch {one.url}")
+        content = (by_hand / one.name).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != one.sha256:
         raise UserError(

@@ -5,15 +5,14 @@ folders that scripts.report wrote. Writes what it writes, corrected for all comp
 precision_recall.png and sensitivity.png, which need the runs.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 import json
 from pathlib import Path
 
 import pandas as pd
 
-from scripts.report import TABLE, write_tables
-from utils.errors import UserError, first_line
+from retrieval.tables import TABLE
+from scripts.report import write_tables
+from utils.errors import UserError, first_line, guarded
 from utils.files import written_aside
 from utils.options import Parser
 

@@ -3,21 +3,20 @@
 python -m scripts.make_shards --dataset folder --data-dir ROOT --out SHARDS
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
+import io
 import os
+import tarfile
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import webdataset
 from tqdm import tqdm
 
 from data.dataset import HashingData
 from data.decode import IMAGE_SUFFIXES
 from data.load import add_data_arguments, load_data
 from data.shards import PARTS
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.files import ASIDE
 from utils.options import Parser, whole
 
@@ -60,17 +59,22 @@ def write_parts(images: HashingData, folder: Path, per_shard: int) -> None:
     for part in PARTS:
         if not len(rows[part]):
             continue
-        with webdataset.ShardWriter(f"{folder}/{part}-%06d.tar", maxcount=per_shard, verbose=0) as shards:
-            for number, row in enumerate(tqdm(rows[part], part, unit="img")):
-                ending, content = images.source.encoded(row)
-                if f".{ending}" not in IMAGE_SUFFIXES:
-                    raise UserError(
-                        f"{images.source.names[row]}: shards name images by ending, such as .jpg; rename it"
-                    )
-                known = images.labels[row]
-                label = str(known.argmax()) if single else " ".join(map(str, known))
-                mark = {"train": b""} if part == "database" and int(row) in trained else {}
-                shards.write({"__key__": f"{number:09d}", ending: content, "cls": label.encode(), **mark})
+        numbered = list(enumerate(rows[part]))
+        for shard, first in enumerate(tqdm(range(0, len(numbered), per_shard), part, unit="shard")):
+            with tarfile.open(folder / f"{part}-{shard:06d}.tar", "w") as tar:
+                for number, row in numbered[first : first + per_shard]:
+                    ending, content = images.source.encoded(row)
+                    if f".{ending}" not in IMAGE_SUFFIXES:
+                        raise UserError(
+                            f"{images.source.names[row]}: shards name images by ending, such as .jpg; rename it"
+                        )
+                    known = images.labels[row]
+                    label = str(known.argmax()) if single else " ".join(map(str, known))
+                    mark = {"train": b""} if part == "database" and int(row) in trained else {}
+                    for name, data in {ending: content, "cls": label.encode(), **mark}.items():
+                        member = tarfile.TarInfo(f"{number:09d}.{name}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
 
 
 def main() -> None:

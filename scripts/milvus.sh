@@ -1,11 +1,11 @@
 #!/bin/sh
 # A Milvus server for trying out, from PyPI's package: sh scripts/milvus.sh start, and stop
 #   DATA=/disk/milvus PORT=19530 sh scripts/milvus.sh start
-# Then search.py takes --index milvus://127.0.0.1:19530/NAME. Milvus' own settings may come from the environment too, such
+# Then -m search takes --index milvus://127.0.0.1:19530/NAME. Milvus' own settings may come from the environment too, such
 # as PROXY_TIMETICKINTERVAL=20 (milliseconds; a search waits for one or two). This server has no credentials and listens on all of the
-# machine's addresses: only for a machine that others can't reach. For production see retrieval/README.md.
+# machine's addresses: only for a machine that others can't reach. For production see search/README.md.
 set -eu
-NEEDS=requirements-scale.txt
+NEEDS="requirements-search.txt requirements-scale.txt"
 . "$(dirname "$0")/env.sh"
 
 DATA=${DATA:-cache/milvus}      # all that it keeps

@@ -1,18 +1,16 @@
 """BRCD against others in every table of a folder, in one figure: ``python -m scripts.overview``.
 
 Reads results/*/significance.csv; writes results/overview.png. A point is BRCD's mAP minus the other's, mean over seeds,
-with the 95 % interval of that comparison alone; it is filled where the two are told apart after the correction for all
-comparisons of its table (p_holm < 0.05).
+with the 95 % interval of that comparison alone; it is filled where the two are significantly different after the
+correction for all comparisons of its table (p_holm < 0.05).
 """
-
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
 
 from pathlib import Path
 
 import pandas as pd
 
-from scripts.report import LEVEL
-from utils.errors import UserError, first_line
+from retrieval.significance import LEVEL
+from utils.errors import UserError, first_line, guarded
 from utils.figures import draw_differences
 from utils.options import Parser
 
@@ -29,7 +27,7 @@ PANELS = (
 
 def read_differences(folder: Path) -> pd.DataFrame:
     """A line for each comparison with "brcd" that has an interval: of which table (folder and bits), setting, method,
-    difference, low, high, and whether told apart.
+    difference, low, high, and whether it is significant.
 
     Raises:
         UserError: a file is damaged, or there is none.

@@ -4,15 +4,13 @@ A bit whose mean over a cluster is near 0 tells nothing about membership. Draws 
 and the student's codes of the training images, and prints the share below the margin.
 """
 
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
-
 from pathlib import Path
 
 import numpy as np
 
 from losses.masks import cluster_means
 from retrieval.codes import read_training_codes
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 from utils.figures import draw_redundancy
 from utils.files import read_arrays, write_json
 from utils.options import Parser

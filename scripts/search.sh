@@ -8,6 +8,7 @@
 set -eu
 [ $# -eq 1 ] || { echo "error: name the folder of your pictures: sh scripts/search.sh PHOTOS" >&2; exit 2; }
 PHOTOS=$(cd "$1" 2>/dev/null && pwd) || { echo "error: $1: no such folder, or it can't be entered" >&2; exit 1; }
+NEEDS=requirements-search.txt
 . "$(dirname "$0")/env.sh"
 
 TEACHER=${TEACHER:-efficientnet_lite2}
@@ -48,6 +49,6 @@ if [ ! -f "$RUNS/export/card.json" ]; then
     "$PY" export.py --run "$RUNS/student" --out "$RUNS/export"
 fi
 part "index"
-"$PY" search.py add --index "$INDEX" --student "$RUNS/export" --prune "$PHOTOS"
-part "ready: $PY search.py serve --index $INDEX"
-[ "$SERVE" = no ] || exec "$PY" search.py serve --index "$INDEX" --host "$HOST" --port "$PORT"
+"$PY" -m search add --index "$INDEX" --student "$RUNS/export" --prune "$PHOTOS"
+part "ready: $PY -m search serve --index $INDEX"
+[ "$SERVE" = no ] || exec "$PY" -m search serve --index "$INDEX" --host "$HOST" --port "$PORT"

@@ -3,7 +3,7 @@
 # Tests of the search page drive a browser: a Chromium on PATH, else Playwright's own, which is installed, else Debian's package
 # where this is root, else one line says what is missing and they are skipped.
 set -eu
-NEEDS=requirements-scale.txt
+NEEDS="requirements-search.txt requirements-scale.txt requirements-dev.txt"
 . "$(dirname "$0")/env.sh"
 
 has_chromium() {

@@ -12,7 +12,7 @@ GRID = 8
 
 
 def write_export(folder: Path, bits: int = 64, seed: int = 0, **card) -> Path:
-    """model.onnx and card.json as ``retrieval.exported`` reads them; equal arguments make equal models.
+    """model.onnx and card.json as ``models.exported`` reads them; equal arguments make equal models.
 
     Args:
         seed: of the projection: another is another model.

@@ -22,9 +22,8 @@ from torch import nn  # noqa: E402
 
 from data.views import BankedViews  # noqa: E402
 from distill import Step  # noqa: E402
-from losses.brcd import BRCDOptions  # noqa: E402
 from losses.hashing import HASHING  # noqa: E402
-from losses.methods import METHODS, Knowledge, build_method  # noqa: E402
+from losses.methods import METHODS, BRCDOptions, Knowledge, build_method  # noqa: E402
 from models.heads import HashHead  # noqa: E402
 from utils.seeds import generator, seeded  # noqa: E402
 from utils.training import train_epoch  # noqa: E402

@@ -77,7 +77,6 @@ def test_packd_golden(golden, device, case):
         g["n_data"],
         feat_dim=g["memory"].shape[1],
         temperature=g["temperature"],
-        sinkhorn_eps=g["sinkhorn_eps"],
     ).to(device)
     fill(loss, g)
     loss.memory.copy_(g["memory"])
@@ -266,7 +265,7 @@ def test_equal_codes_give_a_gradient_of_ordinary_size(name):
         lambda: SSKDLoss(0),
         lambda: CRDLoss(4, 4, 9, temperature=0),
         lambda: CRCDLoss(4, 4, 9, n_negatives=0),
-        lambda: PACKDLoss(4, 4, 9, sinkhorn_eps=0),
+        lambda: PACKDLoss(4, 4, 9, temperature=0),
     ],
 )
 def test_constructors_refuse_nonsense(make):

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 import distill
-from losses.brcd import BRCDOptions
-from losses.methods import BRCD, Batch, Knowledge, build_method
+from losses.methods import BRCD, Batch, BRCDOptions, Knowledge, build_method
 from utils.seeds import generator
 
 PARTS = ("mask", "cluster", "offset", "false_negatives", "individual", "structural")

@@ -13,7 +13,6 @@ import torch
 from conftest import ROOT, STUDENT, TEACHER, command_line, digits
 from test_data import make_folder
 
-from losses.masks import RULES
 from models.heads import load_head
 from retrieval.codes import unpack
 
@@ -104,8 +103,8 @@ def test_features_are_listed(cli, shared, teacher):
         ["--no-mask", "--no-cluster"],
         ["--no-individual"],
         ["--no-structural"],
-        *(["--mask-rule", rule] for rule in RULES[1:]),
-        ["--also", "kl", "--lr-schedule", "cosine"],
+        ["--mask-rule", "undecided"],
+        ["--method", "kl", "--lr-schedule", "cosine"],
         ["--clusters", "auto"],
         ["--bn", "recalibrate"],
         ["--student-size", "32"],
@@ -297,7 +296,6 @@ MISTAKES = {
     "other bits than the teacher": (DISTILL + "--bits 32", "a teacher of 16 bits, --bits is 32"),
     "another split than the teacher": (DISTILL + "--limit 80", "other images or another split"),
     "no teacher there": (DISTILL + "--teacher {tmp}/none", "no run folder"),
-    "steadiness without a bank": (DISTILL + "--mask-rule steady --views 0", "--mask-rule steady: it asks what"),
     "clusters by another word": (DISTILL + "--clusters many", "--clusters: 'many' is not a whole number"),
     "more clusters than images": (DISTILL + "--clusters 91", "--clusters 91"),
     "margin": (DISTILL + "--clusters 3 --margin 2", "--margin: '2' is not a number from 0 to 1"),

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from data import cifar10, digits, folder, transforms
 from data.sources import FileImages, decode
-from data.views import Bank, BankedViews, FreshViews, Part, eval_batches, view_batches
+from data.views import Bank, BankedViews, FreshViews, Share, eval_batches, view_batches
 from utils.errors import UserError
 from utils.seeds import generator
 
@@ -199,7 +199,7 @@ def test_a_larger_bank_begins_with_the_smaller_and_any_start_gives_the_same_rows
     data = digits.load(limit=20)
     two, three = (torch.cat(list(view_batches(data, Bank(n, 0), 32, 7, device))) for n in (2, 3))
     assert (three[:40] == two).all() and not (three[40:] == two[:20]).all()
-    late = torch.cat(list(view_batches(data, Bank(3, 0), 32, 7, device, Part(start=27))))
+    late = torch.cat(list(view_batches(data, Bank(3, 0), 32, 7, device, Share(start=27))))
     assert (late.float() - three[27:].float()).abs().max() <= 1  # other batches may round differently
     for size in (32, 6):  # colours before enlarging, and cropped first
         here, there = (

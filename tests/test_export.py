@@ -21,10 +21,10 @@ from data.decode import pixels_of
 from data.digits import load
 from data.transforms import eval_transform
 from models.backbones import build_backbone
+from models.exported import Exported, may_ask
 from models.heads import HashHead, student_head
 from models.trained import read_run
 from retrieval.codes import pack
-from retrieval.exported import Exported, may_ask
 from utils.errors import UserError
 from utils.files import folder_aside
 
@@ -95,7 +95,7 @@ def test_a_student_asks_itself_and_its_teacher_and_nobody_else(student, taught_b
 def test_reading_an_export_needs_no_pytorch(student):
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import numpy as np, retrieval.exported as e, data.decode\n"
+        "import numpy as np, models.exported as e, data.decode\n"
         f"code = e.Exported({str(student)!r}).code(np.zeros((9, 7, 3), np.uint8))\n"
         "assert 'torch' not in sys.modules and code.shape == (2,)"
     )

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from conftest import ROOT
-from test_encode import until
+from conftest import ROOT, until
 
 from scripts import compare
 from scripts.compare import Job, OnRay, Runner, run_all, share

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losses.binarize import binarize
-from losses.brcd import MASKED, BRCDLoss
+from losses.brcd import BRCDLoss
 from losses.cibhash import CIBHashLoss, bernoulli_kl
 from losses.nt_xent import NTXentLoss
 
@@ -90,13 +90,12 @@ def test_nt_xent_is_its_loop(shape):
     assert NTXentLoss(0.3)(z_i, z_j).item() == pytest.approx(loop_nt_xent(z_i, z_j, 0.3), rel=1e-4)
 
 
-def loop_brcd(z, t_i, t_j, c_i, c_j, mask, temperature, alpha, drop, masked="rows") -> float:
+def loop_brcd(z, t_i, t_j, c_i, c_j, mask, temperature, alpha, drop) -> float:
     batch = len(z)
     rows, masks = [*z, *t_j], [*mask, *mask]
 
     def contrast(r, s):
-        first, second = {"rows": (masks[r], masks[s]), "pairs": (masks[r], masks[r]), "positives": (1, 1)}[masked]
-        return cos(first * rows[r], second * rows[s])
+        return cos(masks[r] * rows[r], masks[s] * rows[s])
 
     cluster = c_i.tolist() + c_j.tolist()
     total = 0.0
@@ -111,22 +110,21 @@ def loop_brcd(z, t_i, t_j, c_i, c_j, mask, temperature, alpha, drop, masked="row
 
 
 @QUICK
-@given(shapes, st.floats(0, 1), st.booleans(), st.sampled_from(MASKED), st.booleans())
-def test_brcd_is_its_loop(shape, alpha, drop, masked, soft):
+@given(shapes, st.floats(0, 1), st.booleans())
+def test_brcd_is_its_loop(shape, alpha, drop):
     batch, bits, seed = shape
     z, t_i, t_j = codes(3, batch, bits, seed=seed)
-    mask = reals(batch, bits, seed=seed + 1).abs() if soft else (codes(batch, bits, seed=seed + 1) + 1) / 2
+    mask = (codes(batch, bits, seed=seed + 1) + 1) / 2
     c_i, c_j = torch.randint(0, 3, (2, batch), generator=torch.Generator().manual_seed(seed))
-    known = loop_brcd(z, t_i, t_j, c_i, c_j, mask, 0.3, alpha, drop, masked)
-    loss = BRCDLoss(0.3, alpha, drop, masked=masked)
+    known = loop_brcd(z, t_i, t_j, c_i, c_j, mask, 0.3, alpha, drop)
+    loss = BRCDLoss(0.3, alpha, drop)
     assert loss(z, t_i, t_j, c_i, c_j, mask).item() == pytest.approx(known, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("masked", MASKED)
-def test_a_row_that_is_masked_whole_has_a_finite_gradient(masked):
+def test_a_row_that_is_masked_whole_has_a_finite_gradient():
     z, t_i, t_j = codes(3, 6, 8)
     cluster = torch.arange(6)
-    BRCDLoss(masked=masked)(z.requires_grad_(), t_i, t_j, cluster, cluster, torch.zeros(6, 8)).backward()
+    BRCDLoss()(z.requires_grad_(), t_i, t_j, cluster, cluster, torch.zeros(6, 8)).backward()
     assert z.grad.isfinite().all() and z.grad.any()
 
 
@@ -288,7 +286,7 @@ def test_numeric_gradients():
         lambda: CIBHashLoss(kl_weight=-1),
         lambda: BRCDLoss(temperature=0),
         lambda: BRCDLoss(alpha=1.5),
-        lambda: BRCDLoss(masked="columns"),
+        lambda: BRCDLoss(hardness=-1),
     ],
 )
 def test_constructors_refuse_nonsense(make):

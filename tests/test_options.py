@@ -13,21 +13,8 @@ from conftest import ROOT
 
 import distill
 import train_teacher
-from data.features import add_feature_arguments
-from data.load import add_data_arguments
-from utils.options import Parser
+from data.load import input_parser
 
-
-def data_and_feature_options() -> dict:
-    """Every option of the data and of the features, with its default."""
-    parser = Parser("")
-    add_data_arguments(parser)
-    add_feature_arguments(parser)
-    return parser.defaults()
-
-
-# Options of data or features that a student does not take over from its teacher, each with the reason why.
-NOT_INHERITED: dict[str, str] = {}
 # A value of each that is no default.
 OTHER = {
     "dataset": "shards",
@@ -64,19 +51,17 @@ def write_teacher(folder: Path, **options) -> Path:
     return folder
 
 
-def test_every_option_of_data_and_features_is_inherited():
-    options = data_and_feature_options()
-    assert set(distill.INHERITED) | NOT_INHERITED.keys() == options.keys()
-    assert not set(distill.INHERITED) & NOT_INHERITED.keys() and len(set(distill.INHERITED)) == len(distill.INHERITED)
+def test_the_values_above_are_of_every_option_of_data_and_features():
+    options = input_parser().defaults()
     assert options.keys() == OTHER.keys() and all(OTHER[name] != options[name] for name in options)
 
 
-@pytest.mark.parametrize("name", [name for name in OTHER if name not in NOT_INHERITED])
+@pytest.mark.parametrize("name", OTHER)
 def test_a_student_given_only_its_teacher_takes_the_option_over(monkeypatch, tmp_path, name):
     folder = write_teacher(tmp_path / "t", **{name: OTHER[name]})
     args = vars(parsed(monkeypatch, "--teacher", folder, "--run-dir", "r"))
     assert args[name] == OTHER[name] and type(args[name]) is type(OTHER[name])
-    others = data_and_feature_options().items()
+    others = input_parser().defaults().items()
     assert all(args[other] == default for other, default in others if other != name)
 
 

@@ -14,7 +14,6 @@ from allpairspy import AllPairs
 from conftest import STUDENT, TEACHER, run_here
 from PIL import Image
 
-from losses.masks import BY_VIEWS, RULES
 from losses.methods import METHODS
 
 pytestmark = pytest.mark.slow  # whole command lines
@@ -41,20 +40,16 @@ STUDENTS = FEATURES | {
     "rotated-views": [1, 2],
     "student-size": [None, 40],
     "clusters": [3, "auto"],
-    "also": [None, "kl"],
-    "mask-rule": ["decided", "undecided", "steady"],
+    "mask-rule": ["decided", "undecided"],
     "no-mask": [False, True],
     "variant": ["paper", "released"],
     "hardness": [0, 2],
 }
 # What may be refused, each with the rows that it is right for: no other row is, and none for another reason.
 REFUSED = {
-    "--mask-rule steady: it asks what the teacher flips among cached views": (
-        lambda row: row["mask-rule"] in BY_VIEWS and row["views"] == 0
-    ),
     "in half precision the features of efficientnet_lite0 are ": (  # whose statistics half precision can't hold
         lambda row: row["bn"] == "recalibrate" and row["precision"] == "bfloat16"
-    ),
+    )
 }
 
 
@@ -150,12 +145,6 @@ def test_a_student_of_any_two_options(place, row):
 
 
 EXPORTS = {"head": [None, "sshp", "ashp"], "precision": ["float32", "float16", "int8"], "logits": [False, True]}
-
-
-@pytest.mark.whole
-@pytest.mark.parametrize("row", rows_of(STUDENTS | {"mask-rule": list(RULES)}), ids=named)
-def test_a_student_of_every_mask_rule_and_any_other_option(place, row):
-    run_student(place, row)
 
 
 @pytest.mark.whole

@@ -1,9 +1,12 @@
 """Tables, significance and the grid."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,26 +16,16 @@ from conftest import ROOT
 
 import distill
 import train_teacher
-from evaluate import UNNAMED, named_options
+from evaluate import named_options
 from losses.methods import METHODS
 from models.trained import Trained
+from retrieval.significance import holm, paired_t, significance, verdict
+from retrieval.tables import label, latex, markdown, order, read_rows, swept, table_of
 from scripts.compare import Cell, slug
-from scripts.report import (
-    holm,
-    label,
-    latex,
-    markdown,
-    order,
-    paired_t,
-    precision_recall,
-    read_rows,
-    significance,
-    swept,
-    table_of,
-    verdict,
-    write_report,
-)
+from scripts.report import precision_recall, write_report
 from utils.errors import UserError
+from utils.options import COLUMN, FREE
+from utils.runs import Run, read_args
 
 
 def option(word: str) -> tuple[str, object]:
@@ -88,15 +81,15 @@ def test_a_table_has_mean_and_deviation_over_seeds_and_the_best_student_bold(tmp
     files += [result(tmp_path, "none", s, value=v) for s, v in ((0, 0.5), (1, 0.5))]
     rows = read_rows(files)
     assert len(rows) == 2 * (2 + 2) + 2  # the teacher of both methods counts once a seed
-    header, lines = table_of(rows[rows["method"] != "teacher"], ["map"])
-    assert header == ["method", "16 bits SSHP mAP", "16 bits ASHP mAP", "seeds"]
-    assert lines == [
+    table = table_of(rows[rows["method"] != "teacher"], ["map"])
+    assert list(table.columns) == ["method", "16 bits SSHP mAP", "16 bits ASHP mAP", "seeds"]
+    assert table.to_numpy().tolist() == [
         ["none", "0.5000 ± 0.0000", "0.4000 ± 0.0000", "2"],
         ["brcd", "**0.7000 ± 0.1414**", "**0.6000 ± 0.1414**", "2"],
     ]
-    text = markdown(header, lines)
+    text = markdown(table)
     assert len({len(line) for line in text.splitlines()}) == 1  # aligned
-    assert r"\textbf{0.7000 $\pm$ 0.1414}" in latex(header, lines)
+    assert r"\textbf{0.7000 $\pm$ 0.1414}" in latex(table)
 
 
 def test_a_student_of_other_pixels_is_another_student(tmp_path):
@@ -124,10 +117,13 @@ def test_two_runs_of_one_seed_are_no_row_in_common(tmp_path):
         read_rows(files)
 
 
-def trained(parser, **changed) -> Trained:
-    """A student's run (with a teacher) or a teacher's whose options are at their defaults but for ``changed``."""
-    args = parser.defaults() | changed
-    return Trained(None, args, {}, {}, trained(train_teacher.make_parser()) if "teacher" in args else None)
+def trained(folder: Path, command, **changed) -> Trained:
+    """A run of a command with all options at their defaults but for ``changed``; a student's has a teacher's."""
+    parser = command.make_parser()
+    args = argparse.Namespace(**parser.defaults() | {"run_dir": folder / command.__name__} | changed)
+    run = Run(args, parser, command.idle(args))
+    teacher = trained(folder, train_teacher) if command is distill else None
+    return Trained(run.folder, read_args(run.folder), {}, {}, teacher)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +136,12 @@ def trained(parser, **changed) -> Trained:
         ({"variant": "released"}, "brcd released"),
         ({"method": "kl", "margin": 0.2}, "kl"),
         ({"method": "sskd", "rotated_views": 3}, "sskd rotated-views=3"),
-        ({"run_dir": "elsewhere", "seed": 7, "device": "cuda"}, "brcd"),
+        ({"workers": 1, "seed": 7, "device": "cuda"}, "brcd"),
+        ({"hashing": "bihalf", "kl_weight": 0.5}, "brcd hashing=bihalf"),
     ],
 )
-def test_a_run_is_named_by_what_is_not_at_its_default(changed, name):
-    run = trained(distill.make_parser(), **changed)
+def test_a_run_is_named_by_what_is_not_at_its_default(tmp_path, changed, name):
+    run = trained(tmp_path, distill, **changed)
     assert label(run.args["method"], named_options(run), named_options(run.teacher)) == name
 
 
@@ -152,19 +149,19 @@ OWNED = {name: method for method, entry in METHODS.items() for name in entry.own
 
 
 @pytest.mark.parametrize(
-    "command, name", [(c, n) for c in (train_teacher, distill) for n in c.make_parser().defaults() if n not in UNNAMED]
+    "command, name", [(c, n) for c in (train_teacher, distill) for n in c.make_parser().defaults()]
 )
-def test_every_option_is_in_a_run_s_name_or_on_the_list_of_those_that_are_not(command, name):
-    run = trained(command.make_parser(), **{"method": OWNED.get(name, "none")} if command is distill else {})
-    changed = trained(command.make_parser(), **{**run.args, name: "another"})
-    shown = changed.args["hashing"] if name == "hashing" and command is train_teacher else None
-    assert (named_options(changed).get(name) == "another") or shown == "another"  # a teacher's hashing has a column
-    assert not named_options(run)
+def test_every_option_is_in_a_run_s_name_or_marked_as_not(tmp_path, command, name):
+    heeding = {"views": 2} | ({"method": OWNED.get(name, "pkt")} if command is distill else {})  # what heeds all others
+    run = trained(tmp_path, command, **heeding)
+    changed = replace(run, args={**run.args, name: "another"})
+    unnamed = command.make_parser().having(FREE, COLUMN)
+    assert (named_options(changed).get(name) == "another") == (name not in unnamed)
 
 
-def test_the_list_of_options_without_a_name_holds_nothing_else():
-    known = train_teacher.make_parser().defaults() | distill.make_parser().defaults()
-    assert known.keys() >= UNNAMED
+def test_a_teachers_hashing_has_a_column():
+    assert "hashing" in train_teacher.make_parser().having(COLUMN)
+    assert "hashing" not in distill.make_parser().having(COLUMN)
 
 
 def test_what_all_runs_share_goes_into_the_title_and_runs_that_differ_never_share_a_row(tmp_path):
@@ -283,16 +280,17 @@ def test_significance_pairs_seeds_and_the_verdict_follows_from_it(tmp_path):
     assert np.isnan(found.loc[("rkd", "sshp"), "p_holm"]) and found["p"].notna().sum() == 4
     assert (found["p_holm"].dropna() >= found["p"].dropna()).all()
     text = write_report(read_rows(files), tmp_path / "out")
-    assert "Holm over 4 comparisons at 5%: none: 2 above of 2; kl: none told apart of 2." in text
+    assert "Holm-adjusted for 4 comparisons, p < 0.05): none: significantly higher in 2 of 2; kl: not" in text
+    assert text.endswith("kl: not significantly different in any of 2.")
     alone = significance(read_rows([result(tmp_path, "brcd", 7), result(tmp_path, "none", 7)]))
-    assert "can be told from chance" in verdict(alone)
+    assert "can be tested" in verdict(alone)
 
 
 def test_cells_have_names_of_their_own(tmp_path):
     assert slug("brcd --no-mask --alpha 0.5") == "brcd_no-mask_alpha_0.5"
     plain, turned = (Cell(m, 16, 0, tmp_path, tmp_path).features for m in ("brcd --alpha 0.5", "sskd"))
-    assert plain == ("plain",) and turned == ("rotations",)
-    assert Cell("none --bn recalibrate", 16, 0, tmp_path, tmp_path).features == ("plain", ("--bn", "recalibrate"))
+    other = Cell("none --bn recalibrate", 16, 0, tmp_path, tmp_path).features
+    assert plain == Cell("kl --margin 0.2", 16, 0, tmp_path, tmp_path).features and len({plain, turned, other}) == 3
 
 
 def test_rows_are_compared_with_the_one_that_is_named(tmp_path):
@@ -302,7 +300,7 @@ def test_rows_are_compared_with_the_one_that_is_named(tmp_path):
     text = write_report(rows, tmp_path / "out", "brcd no-mask")
     found = pd.read_csv(tmp_path / "out" / "significance.csv")
     assert set(found["less"]) == {"brcd no-mask"} and set(found["method"]) == {"brcd", "kl"}
-    assert (found["difference"] < -0.09).all() and "brcd no-mask against each" in text
+    assert (found["difference"] < -0.09).all() and "brcd no-mask compared with each row" in text
     with pytest.raises(
         UserError, match="--against 'brcd margin=1': there is no such row; there are: brcd, brcd no-mask"
     ):
@@ -374,7 +372,7 @@ def test_tables_made_apart_are_one(cli, tmp_path):
     write_report(read_rows([*files[16], *files[32][:3]]), tmp_path / "a")  # the plain student's are in both
     write_report(read_rows(files[32]), tmp_path / "b")
     code, out = cli("scripts.join", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "joined")
-    assert code == 0 and "Holm over 8 comparisons" in out
+    assert code == 0 and "Holm-adjusted for 8 comparisons" in out
     for name in ("rows.csv", "table.md", "table.tex", "validation.md", "significance.csv", "map.png", "bits.png"):
         assert (tmp_path / "joined" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     for name in ("runs.jsonl", "logs.csv"):
@@ -464,7 +462,8 @@ def test_every_published_table_has_its_command(tmp_path):
                 seeds = words[words.index("--seeds") + 1 : words.index("--views")]
                 assert set(map(int, seeds)) == published.pop(name), name
                 break
-    assert not published.keys() - {"quickstart_digits"}
+    for name in published.keys() - {"quickstart_digits"}:  # what the code no longer has says where it was
+        assert "git checkout 2fae43b" in reproduce(tmp_path, name.replace("cifar10_lite2_lite0", "cifar10")).stderr
 
 
 def test_a_check_repeats_one_seed_and_compares(tmp_path):
@@ -472,8 +471,8 @@ def test_a_check_repeats_one_seed_and_compares(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "--bits 64 --seeds 0 --views 8" in done.stdout and "--methods none brcd\n" in done.stdout
     assert done.stdout.endswith("-m scripts.check_rows results/check_cifar10_lite2_lite0 results/cifar10_lite2_lite0\n")
-    assert "--against" in reproduce(tmp_path, "digits_masks_confirmed").stdout
-    assert "--against" not in reproduce(tmp_path, "digits_masks_confirmed", "--check").stdout
+    assert "--against" in reproduce(tmp_path, "cifar10_hardness").stdout
+    assert "--against" not in reproduce(tmp_path, "cifar10_hardness", "--check").stdout
     for words in (["imagenot"], ["mirflickr_bihalv"], ["cifar10", "--chek"], []):
         done = reproduce(tmp_path, *words)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

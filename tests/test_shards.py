@@ -1,6 +1,5 @@
 """Tar shards: what is written is read back, and every fault is one line."""
 
-import argparse
 import io
 import tarfile
 
@@ -15,6 +14,7 @@ from data.load import add_data_arguments, load_data
 from data.views import eval_batches
 from scripts.make_shards import write_shards
 from utils.errors import UserError
+from utils.options import Parser
 
 
 def tar_of(file, members: dict[str, bytes]):
@@ -121,7 +121,7 @@ def test_labels_of_two_widths_and_a_broken_image_are_named(tmp_path):
 def test_shards_are_a_data_set_of_the_command_lines(tmp_path, capsys):
     out = tmp_path / "shards"
     write_shards(digits.load(limit=12), out, per_shard=100)
-    parser = argparse.ArgumentParser()
+    parser = Parser("")
     add_data_arguments(parser)
     load_data(parser.parse_args(["--dataset", "shards", "--data-dir", str(out)]))
     assert "12 train" in capsys.readouterr().out

@@ -12,10 +12,12 @@ ARROWS = {
     "utils": set(),
     "models": {"utils"},
     "losses": {"utils"},
-    "retrieval": {"data", "utils"},
+    "retrieval": {"data", "losses", "models", "utils"},
     "data": {"models", "utils"},
+    "search": {"data", "models", "retrieval", "utils"},  # a leaf: nothing but tests and benchmarks imports it
 }
 COMMANDS = ("scripts", "benchmarks")  # and what lies at the top
+OF_SEARCH = (Path("search/__main__.py"), Path("search/encode.py"))  # its own
 
 
 def files() -> list[Path]:
@@ -56,7 +58,7 @@ IMPORTS = {module_of(file): imported(tree) for file, tree in TREES.items()}
 
 def test_the_rules_below_see_the_project():
     assert {"distill", "losses.brcd", "scripts.compare", "utils.files", "benchmarks.heads"} <= MODULES
-    assert {"losses.methods", "losses.brcd", "data.views"} <= IMPORTS["distill"]
+    assert {"losses.methods", "models.heads", "data.views"} <= IMPORTS["distill"]
     assert is_command("distill") and is_command("scripts.report") and not is_command("losses")
     folders = {file.parts[0] for file in TREES if len(file.parts) > 1}
     assert folders == {*ARROWS, *COMMANDS, "image", "tests"}
@@ -71,6 +73,13 @@ def test_arrows_point_one_way(folder):
         for other in IMPORTS[module]:
             assert other.split(".")[0] in allowed, f"{module} imports {other}"
             assert not is_command(other), f"{module} imports {other}, a command"
+
+
+def test_search_is_a_leaf():
+    """Deleting it breaks nothing else."""
+    for module, others in IMPORTS.items():
+        if module.split(".")[0] not in ("search", "benchmarks") and not module.startswith("tests.search"):
+            assert not [other for other in others if other.split(".")[0] == "search"], module
 
 
 def test_only_commands_import_commands():
@@ -96,7 +105,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_commands_lie_at_the_top_in_scripts_or_in_benchmarks():
     for file, tree in TREES.items():
-        if len(file.parts) > 1 and file.parts[0] not in (*COMMANDS, "image"):
+        if len(file.parts) > 1 and file.parts[0] not in (*COMMANDS, "image") and file not in OF_SEARCH:
             for node in ast.walk(tree):
                 named = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == "main"
                 asks = isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "__name__"

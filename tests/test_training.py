@@ -1,9 +1,11 @@
 """The training loop, run folders and checkpoints: killed at any moment, resumed to the same bits."""
 
+import argparse
 import errno
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +16,23 @@ from utils import training
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError, guarded
 from utils.files import ASIDE, written_aside
-from utils.runs import Run, read_args
+from utils.options import FREE, Parser
+from utils.runs import DEFAULTS, Run, read_args, read_defaults
 from utils.seeds import generator
 from utils.training import Schedule, fit
 
-ARGS = {"lr": 0.1, "seed": 0, "run_dir": "x"}
+ARGS = {"lr": 0.1, "seed": 0}
 CPU = torch.device("cpu")
+
+
+def run_in(folder: Path, args: dict = ARGS, resume: bool = True) -> Run:
+    parser = Parser("")
+    group = parser.add_argument_group("options")
+    for name in ("--lr", "--seed"):
+        group.add_argument(name, default=0.5)
+    for name in ("--run-dir", "--workers", "--resume"):
+        group.add_argument(name, marks={FREE})
+    return Run(argparse.Namespace(**{"run_dir": folder, "resume": resume} | args), parser)
 
 
 class Killed(BaseException):
@@ -30,7 +43,7 @@ def train(
     folder, die_at: int | None = None, epochs: int = 9, loss=lambda x: x, device=CPU, lr_schedule=None, seen=None
 ):
     """A small head on random features through the real loop; ``die_at``: the optimizer step that never ends."""
-    run = Run(folder, ARGS, resume=True)
+    run = run_in(folder)
     head = HashHead(6, 4, seed=0).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     step = iter(range(10**6))
@@ -123,7 +136,7 @@ def test_best_checkpoints_are_kept_apart(tmp_path, device):
 
 
 def test_early_stopping(tmp_path):
-    run, head = Run(tmp_path / "r", ARGS, False), HashHead(2, 2)
+    run, head = run_in(tmp_path / "r", resume=False), HashHead(2, 2)
     values = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9, 0.9])
     optimizer = torch.optim.Adam(head.parameters())
     summary = fit(
@@ -151,19 +164,19 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path,
 
 
 def test_a_run_folder_belongs_to_its_arguments(tmp_path):
-    Run(tmp_path / "r", ARGS, False)
+    run_in(tmp_path / "r", resume=False)
     with pytest.raises(UserError, match="--resume"):
-        Run(tmp_path / "r", ARGS, False)
+        run_in(tmp_path / "r", resume=False)
     with pytest.raises(UserError, match=r"other arguments \(lr: 0.1 there, 0.2 now\)"):
-        Run(tmp_path / "r", ARGS | {"lr": 0.2}, True)
-    Run(tmp_path / "r", ARGS | {"run_dir": "elsewhere"}, True)
+        run_in(tmp_path / "r", ARGS | {"lr": 0.2})
+    run_in(tmp_path / "r", ARGS | {"workers": 3})
     (tmp_path / "r" / "args.yaml").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        Run(tmp_path / "r", ARGS, True)
+        run_in(tmp_path / "r")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
-        Run(tmp_path / "full", ARGS, True)
+        run_in(tmp_path / "full")
     with pytest.raises(UserError, match="no run folder"):
         read_args(tmp_path / "nowhere")
 
@@ -173,29 +186,39 @@ def test_files_of_others_are_refused_and_stay(tmp_path):
     for file in own:
         file.write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        Run(tmp_path, ARGS, False)
+        run_in(tmp_path, resume=False)
     assert set(tmp_path.iterdir()) == own
-    run = Run(tmp_path / "r", ARGS, False)
+    run = run_in(tmp_path / "r", resume=False)
     (tmp_path / "r" / ".env.local").write_text("mine")
     del run
-    Run(tmp_path / "r", ARGS, True)
+    run_in(tmp_path / "r")
     assert (tmp_path / "r" / ".env.local").exists()
 
 
 def test_a_run_folder_has_one_process_at_a_time(tmp_path):
-    first = Run(tmp_path / "r", ARGS, False)
+    first = run_in(tmp_path / "r", resume=False)
     with pytest.raises(UserError, match="r: another process is at work there"):
-        Run(tmp_path / "r", ARGS, True)
+        run_in(tmp_path / "r")
     del first
-    Run(tmp_path / "r", ARGS, True)
+    run_in(tmp_path / "r")
 
 
 def test_a_run_holds_its_environment(tmp_path):
-    Run(tmp_path / "r", ARGS, False)
+    run_in(tmp_path / "r", resume=False)
     known = json.loads((tmp_path / "r" / "environment.json").read_text())
     assert {"command", "commit", "python", "torch", "threads"} <= known.keys() and read_args(tmp_path / "r")[
         "lr"
     ] == 0.1
+
+
+def test_a_run_keeps_the_defaults_of_the_options_that_name_it(tmp_path):
+    run_in(tmp_path / "r")
+    assert read_defaults(tmp_path / "r") == {"lr": 0.5, "seed": 0.5}
+    (tmp_path / "r" / DEFAULTS).unlink()
+    with pytest.raises(UserError, match="run the command that made it again with --resume"):
+        read_defaults(tmp_path / "r")
+    run_in(tmp_path / "r")
+    assert read_defaults(tmp_path / "r")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +265,7 @@ def test_no_checkpoint_runs_code(tmp_path, monkeypatch):
     with open("pickle.pt", "wb") as file:
         pickle.dump(Evil(), file)
     for name in ("evil.pt", "pickle.pt"):
-        with pytest.raises(UserError, match=f"{name}: not loaded"):
+        with pytest.raises(UserError, match=f"{name}: truncated or no checkpoint"):
             load_head(tmp_path / name)
     assert not os.path.exists("ran-code")
 

@@ -1,11 +1,8 @@
 """Checkpoints that run no code when they are read."""
 
 import io
-import pickle
-import warnings
 import zipfile
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 
@@ -28,28 +25,20 @@ def read_checkpoint(path: Path, kind: str, version: int | None = None) -> dict:
         UserError: missing, truncated, not ours, of another kind or version, or holding objects that would run code.
     """
     try:
-        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
-            with zipfile.ZipFile(path) as archive:
-                if torn := archive.testzip():
-                    raise BadZipFile(f"checksum of {torn}")
-                # Of two archives in one file the checksums are of the last, and torch reads the first.
-                if min(entry.header_offset for entry in archive.infolist()):
-                    raise BadZipFile("something before the archive")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles: they are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if torn := archive.testzip():
+                raise zipfile.BadZipFile(f"checksum of {torn}")
+            # Of two archives in one file the checksums are of the last, and torch reads the first.
+            if min(entry.header_offset for entry in archive.infolist()):
+                raise zipfile.BadZipFile("something before the archive")
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; has its training run finished a validation?") from None
     except PermissionError:
         raise
-    except pickle.UnpicklingError:
+    except Exception as error:  # a damaged file, or one of more than tensors and plain values: a dozen kinds
         raise UserError(
-            f"{path}: not loaded, for it holds more than tensors and plain values (or is damaged); "
-            "only checkpoints that this project wrote are read"
-        ) from None
-    except Exception as error:  # a damaged file makes torch.load raise a dozen kinds, OSError among them
-        raise UserError(
-            f"{path}: truncated or no checkpoint ({type(error).__name__}); train again, or copy it again"
+            f"{path}: truncated or no checkpoint of ours ({type(error).__name__}); train again, or copy it again"
         ) from None
     there = content.get("kind") if isinstance(content, dict) else None
     if there != kind:

@@ -29,7 +29,7 @@ def ray_on(address: str | None, cpus: int) -> Iterator[ModuleType]:
     try:
         import ray
     except ImportError:
-        raise UserError("Ray is not installed; pip install -r requirements-scale.txt") from None
+        raise UserError("Ray is not installed; pip install -r requirements-scale.txt -c constraints.txt") from None
     here = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False}
     # Workers import the project: on this machine from where it is, a cluster is sent it.
     here["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}

@@ -63,16 +63,6 @@ def _say_interrupted() -> int:
     return 128 + signal.SIGINT
 
 
-def _uncaught(kind, error, trace) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        os._exit(_say_interrupted())
-    sys.__excepthook__(kind, error, trace)
-
-
-# Commands import this module first, so that Ctrl-C while they import the rest is one line too.
-sys.excepthook = _uncaught
-
-
 def guarded(main: Callable[[], None]) -> None:
     """Run a command line's ``main`` and turn the failures a user can mend into one clear line."""
 

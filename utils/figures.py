@@ -216,7 +216,7 @@ def draw_differences(rows, panels: tuple[tuple[str, str], ...], path: Path) -> N
             ax.set(title=f"{setting.upper()}: BRCD − {method.removeprefix('brcd ')}", xlim=(-reach, reach))
         axes[0, 0].set_yticks(range(len(tables)), tables, fontsize=7)
         axes[0, 0].invert_yaxis()
-        figure.supxlabel("difference in mAP, 95 % interval; filled: told apart after correction", fontsize=8)
+        figure.supxlabel("difference in mAP, 95 % interval; filled: significant (Holm-adjusted p < 0.05)", fontsize=8)
     _save(figure, path)
 
 

@@ -4,12 +4,9 @@ import contextlib
 import csv
 import json
 import os
-import struct
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -153,6 +150,23 @@ def read_json(path: Path) -> dict:
     raise UserError(f"{path}: damaged; delete it, and the command that made it writes it again")
 
 
+def lines_of(content: bytes, name: Path | str) -> list[str]:
+    """Lines of a text, UTF-8 with or without a byte-order mark, whatever their ends.
+
+    Raises:
+        UserError: no text, or none that is UTF-8; ``name`` is what it is called.
+    """
+    try:
+        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}:{content.count(10, 0, error.start) + 1}: not UTF-8") from None
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise UserError(f"{name}: empty list")
+    return lines
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a table that ``write_csv`` wrote.
 
@@ -183,9 +197,9 @@ def read_arrays(path: Path, **shapes: tuple) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in shapes}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is it a finished run?") from None
-    except (ValueError, KeyError, EOFError, AttributeError, TypeError, OSError, NotImplementedError) as error:
-        raise _damaged(path, error) from None
-    except (BadZipFile, zlib.error, SyntaxError, MemoryError, OverflowError, RuntimeError, struct.error) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # what reads a damaged archive raises a dozen kinds
         raise _damaged(path, error) from None
     for name, (kinds, dimensions) in shapes.items():
         array = np.asarray(arrays[name])  # what has lost its head comes as plain bytes

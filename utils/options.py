@@ -1,7 +1,7 @@
 """Command lines: every option is checked as it is parsed, before anything is written, and refused in one line."""
 
 import argparse
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
@@ -13,11 +13,30 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if plain else super()._get_help_string(action)
 
 
+# Marks of options, given where they are declared. One without any names a table's row where it is not at its default.
+FREE = "free"  # no result depends on it: a run may be resumed with another value
+COLUMN = "column"  # tables have a column for it
+NEW_FEATURES = "features"  # it changes which features a student needs
+
+
+class _Group(argparse._ArgumentGroup):
+    """A group of options, each of which may have marks."""
+
+    def add_argument(self, *flags, marks: Collection[str] = (), **how) -> argparse.Action:
+        action = super().add_argument(*flags, **how)
+        action.marks = set(marks)
+        return action
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose refusals are a ``UserError`` of one line and whose --help shows every default."""
 
     def __init__(self, description: str, **more):
         super().__init__(description=description, formatter_class=_Help, **more)
+
+    def add_argument_group(self, *args, **more) -> _Group:
+        self._action_groups.append(group := _Group(self, *args, **more))
+        return group
 
     def error(self, message: str):
         raise UserError(message.removeprefix("argument "))
@@ -46,15 +65,15 @@ class Parser(argparse.ArgumentParser):
         """Every option with its default; what is required has None."""
         return {a.dest: a.default for a in self._actions if a.dest != "help"}
 
+    def having(self, *marks: str) -> set[str]:
+        """Names of the options with one of the marks."""
+        return {a.dest for a in self._actions if getattr(a, "marks", set()) & set(marks)}
 
-def unheeded(parser: Parser, args: argparse.Namespace, heeded: dict[str, bool]) -> Iterator[str]:
-    """A note for each option that was given a value of its own and does nothing beside the others.
 
-    Args:
-        heeded: for each option that only some choices heed, whether these do.
-    """
-    for name, counts in heeded.items():
-        if not counts and getattr(args, name) != parser.get_default(name):
+def notes_of_idle(parser: Parser, args: argparse.Namespace, idle: Iterable[str]) -> Iterator[str]:
+    """A note for each option of ``idle``, which do nothing beside the others, that was given a value of its own."""
+    for name in idle:
+        if getattr(args, name) != parser.get_default(name):
             yield f"--{name.replace('_', '-')} {getattr(args, name)} does nothing with the other options chosen"
 
 

@@ -1,11 +1,12 @@
 """Run folders: arguments, environment, log and summary."""
 
+import argparse
 import contextlib
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -15,9 +16,19 @@ from utils import distributed
 from utils.devices import numerics
 from utils.errors import UserError
 from utils.files import ASIDE, held_alone, read_json, remove_torn, write_csv, write_json, written_aside
+from utils.options import COLUMN, FREE, Parser
 
-# Arguments that may differ when a run is resumed, since its result does not depend on them.
-FREE = {"resume", "run_dir", "cache_dir", "cache_limit", "data_dir", "workers"}
+DEFAULTS = "defaults.yaml"
+
+
+def as_text(values: dict) -> dict:
+    """Sorted by name; paths as text."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in sorted(values.items())}
+
+
+def write_yaml(file: Path, values: dict) -> None:
+    with written_aside(file, "w") as out:
+        yaml.safe_dump(values, out)
 
 
 def git_commit() -> str:
@@ -53,18 +64,22 @@ def environment() -> dict:
 class Run:
     """A folder that belongs to one set of arguments.
 
+    Args:
+        args: the parsed command line.
+        parser: what parsed it; the defaults of the options that name a row of a table are kept with the run.
+        idle: options that do nothing beside the others, and so name no row.
+
     Raises:
         UserError: the folder holds another run, or the same one and ``resume`` was not given, or it is in use.
     """
 
-    def __init__(self, folder: Path, args: dict, resume: bool):
-        self.folder = distributed.run_folder(folder)
+    def __init__(self, args: argparse.Namespace, parser: Parser, idle: Collection[str] = ()):
+        self.folder = distributed.run_folder(args.run_dir)
         self.rows: list[dict] = []
-        plain = {k: str(v) if isinstance(v, Path) else v for k, v in sorted(args.items())}
-        known = self.folder / "args.yaml"
+        plain, known = as_text(vars(args)), self.folder / "args.yaml"
         if known.exists():
-            self._same_arguments(known, plain)
-            if not resume:
+            self._same_arguments(plain, parser.having(FREE))
+            if not args.resume:
                 raise UserError(
                     f"{self.folder}: holds this run already; go on with --resume, or choose another --run-dir"
                 )
@@ -78,18 +93,20 @@ class Run:
         self._made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]  # by us, innermost first
         self._lock = held_alone(self.folder)
         if self.new:
-            with written_aside(known, "w") as file:
-                yaml.safe_dump(plain, file)
+            write_yaml(known, plain)
         remove_torn(self.folder)
+        if not self.path(DEFAULTS).exists():
+            unnamed = parser.having(FREE, COLUMN) | set(idle)
+            write_yaml(self.path(DEFAULTS), as_text({k: v for k, v in parser.defaults().items() if k not in unnamed}))
         if not self.path("environment.json").exists():
             write_json(self.path("environment.json"), environment())
 
-    def _same_arguments(self, known: Path, now: dict) -> None:
+    def _same_arguments(self, now: dict, free: set[str]) -> None:
         before = read_args(self.folder)
         other = [
             f"{k}: {before.get(k)!r} there, {now.get(k)!r} now"
             for k in sorted(before.keys() | now.keys())
-            if k not in FREE and before.get(k) != now.get(k)
+            if k not in free and before.get(k) != now.get(k)
         ]
         if other:
             raise UserError(
@@ -146,13 +163,26 @@ def read_args(folder: Path) -> dict:
     Raises:
         UserError: no run there, or a damaged file.
     """
-    file = Path(folder) / "args.yaml"
+    return _read_yaml(Path(folder) / "args.yaml", f"{folder}: no run folder (no args.yaml in it)")
+
+
+def read_defaults(folder: Path) -> dict:
+    """The defaults, when a run was started, of those options that name a row of a table.
+
+    Raises:
+        UserError: the file is missing (the run is of older code) or damaged.
+    """
+    lacking = f"{folder}: no {DEFAULTS} in it; run the command that made it again with --resume, which writes that file"
+    return _read_yaml(Path(folder) / DEFAULTS, lacking)
+
+
+def _read_yaml(file: Path, lacking: str) -> dict:
     try:
-        args = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(args, dict) and all(isinstance(name, str) for name in args):
-            return args
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and all(isinstance(name, str) for name in values):
+            return values
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: no run folder (no args.yaml in it)") from None
+        raise UserError(lacking) from None
     except (yaml.YAMLError, ValueError, RecursionError):  # also what is not UTF-8
         pass
     raise UserError(f"{file}: damaged; train that run again in another folder")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError, first_line, naming
-from utils.options import one_of, real, whole
+from utils.options import COLUMN, FREE, one_of, real, whole
 from utils.runs import Run
 
 KIND = "brcd-training"
@@ -46,9 +46,11 @@ def add_training_arguments(group, schedule: Schedule, lr: float) -> None:
         default=schedule.patience,
         help="stop after more validations than this without a better one",
     )
-    group.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all that training draws")
-    group.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
-    group.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, if there is one")
+    group.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all that training draws", marks={COLUMN})
+    group.add_argument("--run-dir", type=Path, required=True, help="folder of the run", marks={FREE})
+    group.add_argument(
+        "--resume", action="store_true", help="go on with the run in --run-dir, if there is one", marks={FREE}
+    )
 
 
 def schedule_of(args) -> Schedule:

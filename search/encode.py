@@ -1,9 +1,7 @@
 """Hash very many pictures by an exported student, on this machine's cores or on a Ray cluster.
 
-python encode.py --student student/ --input PICTURES --out CODES, then search.py add --codes CODES
+python -m search.encode --student student/ --input PICTURES --out CODES, then python -m search add --codes CODES
 """
-
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
 
 import logging
 import os
@@ -16,11 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.pictures import Part, is_url, parts_of
-from retrieval.encoding import Encoder, Output, broken_in, broken_name, part_name, read_plan, write_plan
-from retrieval.exported import Exported
+from models.exported import Exported
+from search.encoding import Encoder, Output, broken_in, broken_name, part_name, read_plan, write_plan
+from search.pictures import Part, is_url, parts_of
 from utils.cluster import check_address, ray_on
-from utils.errors import UserError, some
+from utils.errors import UserError, guarded, some
 from utils.files import held_alone
 from utils.machine import cores
 from utils.options import Parser, named, real, whole
@@ -105,7 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=named, required=True, help="folder of the codes, by path or URL")
     parser.add_argument("--column", type=named, help="of tables: where the pictures or their addresses are")
     parser.add_argument("--part", type=whole(1), default=1000, help="pictures a part; a shard is one, however large")
-    parser.add_argument("--thumbnails", action="store_true", help="keep small JPEGs too, as search.py add does")
+    parser.add_argument("--thumbnails", action="store_true", help="keep small JPEGs too, as python -m search add does")
     parser.add_argument("--ray", type=named, help="address of a Ray cluster; without it this machine alone works")
     parser.add_argument("--workers", type=whole(1), help="students at work; default: one a core, or as GPUs allow")
     parser.add_argument("--gpus", type=real(0), default=0, help="share of a CUDA GPU a worker; 0: a core")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from retrieval.index import Index, Row
+from search.index import Index, Row
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from retrieval.milvus import MilvusIndex
+    from search.milvus import MilvusIndex
 
 SCHEMES = ("milvus://", "milvus+tls://")
 NPROBE = 16  # lists of an approximate search
@@ -40,9 +40,11 @@ def open_index(name: str, write: bool = False, nprobe: int | None = None) -> "In
             raise UserError(f"{name}: an index in a file is always searched exactly; leave --approximate out")
         return Index(Path(name), write)
     try:
-        from retrieval.milvus import MilvusIndex  # seldom needed, and takes a second
+        from search.milvus import MilvusIndex  # seldom needed, and takes a second
     except ImportError:
-        raise UserError(f"{name}: pymilvus is not installed; pip install -r requirements-scale.txt") from None
+        raise UserError(
+            f"{name}: pymilvus is not installed; pip install -r requirements-scale.txt -c constraints.txt"
+        ) from None
     return MilvusIndex(name, write, nprobe)
 
 
@@ -54,7 +56,7 @@ def copy(source, to) -> tuple[int, int]:
     Raises:
         UserError: the source is empty; the other is of another model, or is not the same in the end.
     """
-    from retrieval.encoding import add_new  # pyarrow comes with it, which a search need not wait for
+    from search.encoding import add_new  # pyarrow comes with it, which a search need not wait for
 
     if (card := source.card) is None or not len(source):
         raise UserError(f"{source.path}: is empty; there is nothing to copy")

@@ -81,7 +81,7 @@ class Exported:
         except Exception as error:  # ONNX Runtime has a dozen kinds, all without a common parent
             raise UserError(
                 f"{file}: ONNX Runtime {onnxruntime.__version__} can't run it ({first_line(error)}); "
-                "install the version that requirements.txt names"
+                "install the version that constraints.txt names"
             ) from None
         if gpu and "CUDAExecutionProvider" not in session.get_providers():  # it goes on by the processor, in silence
             raise UserError(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data.decode import pixels_of
 from data.tree import is_image
-from retrieval.index import Broken, Index, Row
+from search.index import Broken, Index, Row
 from utils.errors import UserError, some
 from utils.machine import cores
 
@@ -36,12 +36,12 @@ BATCH, SECONDS = 512, 2.0  # pictures, or time, a transaction: what a kill may c
 AHEAD = 16  # pictures a thread that may wait for the one before them
 SAMPLE = 100  # files that a check reads
 DATED = ("JPEG", "WEBP", "TIFF")  # formats whose EXIF data Pillow reads without decoding
-FORGETTING = "if it is gone for good, forget its pictures: search.py remove --index INDEX"
+FORGETTING = "if it is gone for good, forget its pictures: python -m search remove --index INDEX"
 EXIF, TAKEN, WRITTEN = 0x8769, 0x9003, 0x0132  # tags
 
 
 class Model(Protocol):
-    """What hashes pictures: see ``retrieval.exported.Exported``."""
+    """What hashes pictures: see ``models.exported.Exported``."""
 
     card: dict
     folder: Path
@@ -371,8 +371,8 @@ def file_faults(index: Index, every: bool = False) -> list[str]:
     return [
         f"{len(paths):,} {what}: {some(paths)}"
         for paths, what in (
-            (gone, "files are gone or can't be read; search.py add --prune forgets those gone"),
-            (changed, "files have another size or time than when they were added; search.py add looks at them again"),
+            (gone, "files are gone or can't be read; python -m search add --prune forgets those gone"),
+            (changed, "files have another size or time than when they were added; `search add` looks at them again"),
             (other, "files have other bytes than when they were added, at the same size and time; touch and add them"),
         )
         if paths

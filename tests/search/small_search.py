@@ -12,10 +12,10 @@ from exports import write_export
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from retrieval import adding
-from retrieval.exported import Exported
-from retrieval.index import Index
-from retrieval.server import listen
+from models.exported import Exported
+from search import adding
+from search.index import Index
+from search.server import listen
 
 MARKUP = "<img src=x onerror=alert(1)>&amp;'\".jpg"
 

@@ -7,8 +7,8 @@ from typing import BinaryIO
 import numpy as np
 
 from data.decode import pixels_of
-from retrieval.exported import Exported, may_ask
-from retrieval.index import Filters, Hit, Index
+from models.exported import Exported, may_ask
+from search.index import Filters, Hit, Index
 from utils.errors import UserError
 
 
@@ -20,7 +20,7 @@ def model_of(index: Index, student: Path | None = None) -> Exported:
     """
     card = index.card
     if card is None:
-        raise UserError(f"{index.path}: holds no picture yet; add some: search.py add")
+        raise UserError(f"{index.path}: holds no picture yet; add some: python -m search add")
     if student is None:
         if index.student is None:
             raise UserError(f"{index.path}: does not say where its model lies; name it by --student")
@@ -54,7 +54,7 @@ def answers(
     where: Filters = Filters(),
     unique: bool = False,
 ) -> list[dict]:
-    """What ``search.py query --json`` prints: one object a query; several share the time of one search evenly.
+    """What ``python -m search query --json`` prints: one object a query; several share the time of one search evenly.
 
     Args:
         queries: (name, code, milliseconds that hashing took) of each.

@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data.decode import pixels_of
-from data.pictures import Part, Picture, is_url, pictures, place, read, read_in_arrow
-from retrieval.adding import in_order, taken_at, thumbnail_of
-from retrieval.exported import KEYS, Exported
-from retrieval.index import Index, Row
+from models.exported import KEYS, Exported
+from search.adding import in_order, taken_at, thumbnail_of
+from search.index import Index, Row
+from search.pictures import Part, Picture, is_url, pictures, place, read, read_in_arrow
 from utils.errors import UserError, first_line, told
 from utils.files import written_aside
 
@@ -213,7 +213,7 @@ def card_of(codes: Output) -> dict:
         card = json.loads(read(f"{codes.folder}/card.json"))
         if isinstance(card, dict) and all(isinstance(card.get(key), kind) for key, kind in KEYS.items()):
             return card
-    raise UserError(f"{codes.folder}/card.json: damaged; run encode.py again, it writes it again")
+    raise UserError(f"{codes.folder}/card.json: damaged; run python -m search.encode again, it writes it again")
 
 
 def broken_in(out: Output, n_parts: int) -> int:
@@ -234,10 +234,10 @@ def load(index: Index, folder: str) -> Loaded:
     codes = Output(folder)
     names = codes.names()
     if not {"card.json", "plan.parquet"} <= names:
-        raise UserError(f"{folder}: no codes there; encode.py --out {folder} makes some")
+        raise UserError(f"{folder}: no codes there; python -m search.encode --out {folder} makes some")
     parts, facts = read_plan(codes)
     if lacking := sum(part_name(n) not in names for n in range(len(parts))):
-        raise UserError(f"{folder}: {lacking} of {len(parts)} parts are missing; run encode.py again, it goes on")
+        raise UserError(f"{folder}: {lacking} of {len(parts)} parts are missing; run search.encode again, it goes on")
     card = card_of(codes)
     index.set_card(card)
     report = Loaded(broken=broken_in(codes, len(parts)))

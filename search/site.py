@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from retrieval.exported import MODEL, Exported
-from retrieval.index import Index
-from retrieval.server import EXAMPLES, MAX_K, MAX_PIXELS, PAGE
+from models.exported import MODEL, Exported
+from search.index import Index
+from search.server import EXAMPLES, MAX_K, MAX_PIXELS, PAGE
 from utils.errors import UserError, first_line
 from utils.files import ASIDE, read_json, write_json, written_aside
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import scan
 from retrieval.codes import hamming_topk
-from retrieval.index import FORMAT, Broken, Filters, Index, Row
+from search import scan
+from search.index import FORMAT, Broken, Filters, Index, Row
 from utils.errors import UserError
 
 
@@ -87,7 +87,7 @@ STEP = st.one_of(
 def test_it_is_exact_after_any_adding_and_removing(tmp_path_factory, steps, seed, k):
     folder = tmp_path_factory.mktemp("steps")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("retrieval.scan", "retrieval.index"):
+        for module in ("search.scan", "search.index"):
             patch.setattr(f"{module}.BLOCK", 16)
         with make(folder / "i") as writer, Index(folder / "i") as reader:
             known: dict[int, Row] = {}

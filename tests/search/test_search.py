@@ -1,4 +1,4 @@
-"""search.py as its users meet it: folders that change, files of all kinds, kills, refusals; answers that are exact."""
+"""The search as its users meet it: folders that change, files of all kinds, kills, refusals; answers that are exact."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from exports import write_export
 from PIL import Image
 
 from data.decode import pixels_of
-from retrieval import adding
-from retrieval.adding import add, file_faults
+from models.exported import Exported
 from retrieval.codes import hamming_topk
-from retrieval.exported import Exported
-from retrieval.index import Filters, Index, Row
+from search import adding
+from search.adding import add, file_faults
+from search.index import Filters, Index, Row
 from utils.errors import UserError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -169,11 +169,11 @@ def test_prune_keeps_what_lies_elsewhere(tree, index, model, photo):
 def test_prune_does_not_take_an_unmounted_folder_for_an_empty_one(tree, index, model, photo):
     add(index, model, [tree])
     tree.rename(tree.parent / "elsewhere")
-    with pytest.raises(UserError, match=r"no such folder \(not mounted\?\); .*search.py remove"):
+    with pytest.raises(UserError, match=r"no such folder \(not mounted\?\); .*search remove"):
         add(index, model, [tree], prune=True)
     tree.mkdir()
     other = photo(tree.parent / "more" / "a.png").parent
-    with pytest.raises(UserError, match=r"no picture is there any more \(not mounted\?\); .*search.py remove"):
+    with pytest.raises(UserError, match=r"no picture is there any more \(not mounted\?\); .*search remove"):
         add(index, model, [other, tree], prune=True)
     assert len(index) == PICTURES
     assert add(index, model, [tree]).gone == PICTURES  # only told
@@ -270,13 +270,11 @@ def test_names_of_any_bytes(tmp_path, index, model, photo):
     assert add(index, model, [Path(os.fsdecode(root))]).added == 4
     assert sorted(map(os.fsencode, paths(index))) == sorted(os.path.join(root, name) for name in names)
     assert add(index, model, [Path(os.fsdecode(root))]).unchanged == 4
-    code, said = run_here(
-        "search.py", "query", "--index", index.path, os.fsdecode(os.path.join(root, names[0])), "--json"
-    )
+    code, said = run_here("search", "query", "--index", index.path, os.fsdecode(os.path.join(root, names[0])), "--json")
     assert code == 0
     assert os.fsencode(json.loads(said)[0]["results"][0]["path"]) == os.path.join(root, names[0])
     for out in ("codes.npz", "codes.parquet"):
-        assert run_here("search.py", "export-codes", "--index", index.path, "--out", tmp_path / out)[0] == 0
+        assert run_here("search", "export-codes", "--index", index.path, "--out", tmp_path / out)[0] == 0
     with np.load(tmp_path / "codes.npz", allow_pickle=False) as file:
         assert file["paths"].tolist() == paths(index)
 
@@ -358,7 +356,7 @@ def test_an_error_of_ours_stops_at_once_and_keeps_what_was_committed(tree, index
 def made(tree, tmp_path, export):
     """An index made by the command line: its file."""
     file = tmp_path / "made.index"
-    code, said = run_here("search.py", "add", "--index", file, "--student", export, tree)
+    code, said = run_here("search", "add", "--index", file, "--student", export, tree)
     assert code == 0, said
     assert f"{BROKEN} files no readable pictures: " in said and "cut.jpg: " in said
     assert f"{PICTURES} added; {PICTURES} pictures" in said
@@ -366,7 +364,7 @@ def made(tree, tmp_path, export):
 
 
 def asked(file, *words) -> list[dict]:
-    code, said = run_here("search.py", "query", "--index", file, *words, "--json")
+    code, said = run_here("search", "query", "--index", file, *words, "--json")
     assert code == 0, said
     return json.loads(said)
 
@@ -409,13 +407,13 @@ def test_filters_of_the_command_line(made, tree, monkeypatch):
     assert found("--unique")[1] == only(lambda hit: not hit["path"].endswith("/copy.png"))
     assert found("--after", "2001-01-01", "--before", "2999-12-31T10:00")[0] == PICTURES
     for words in (["--after", "2999-01-01"], ["--within", "nowhere"], ["--label", "Cats"]):
-        code, _ = run_here("search.py", "query", "--index", made, query, *words)
+        code, _ = run_here("search", "query", "--index", made, query, *words)
         assert "no picture of it is left by" in code
 
 
 def test_what_a_person_reads(made, tree, tmp_path):
     code, said = run_here(
-        *("search.py", "query", "--index", made, tree / "00.png", tree / "cats" / "grey.png", "-k", 12),
+        *("search", "query", "--index", made, tree / "00.png", tree / "cats" / "grey.png", "-k", 12),
         *("--montage", tmp_path / "seen" / "m.png"),
     )
     assert code == 0 and said.count(" bits  ") == 24 and f"12 of {PICTURES} pictures" in said
@@ -429,47 +427,47 @@ def test_a_student_asks_its_teachers_index_and_no_other(tree, tmp_path):
     student = write_export(tmp_path / "student", seed=2, teacher_head=head)
     stranger = write_export(tmp_path / "stranger", seed=3, teacher_head="f" * 64)
     file, query = tmp_path / "ashp.index", tree / "00.png"
-    assert run_here("search.py", "add", "--index", file, "--student", teacher, tree)[0] == 0
+    assert run_here("search", "add", "--index", file, "--student", teacher, tree)[0] == 0
     wanted = hamming_topk(Exported(student).code(pixels_of(query, upright=True))[None], Index(file).codes()[1], 5)
     hits = asked(file, query, "-k", 5, "--student", student)[0]["results"]
     assert [hit["distance"] for hit in hits] == wanted[0][0].tolist()
     assert [hit["id"] for hit in hits] == (wanted[1][0] + 1).tolist()
     assert asked(file, query, "-k", 1)[0]["results"][0]["distance"] == 0  # the teacher itself
-    code, _ = run_here("search.py", "query", "--index", file, query, "--student", stranger)
+    code, _ = run_here("search", "query", "--index", file, query, "--student", stranger)
     assert "their bits mean different things" in code
-    code, _ = run_here("search.py", "add", "--index", file, "--student", student, tree)
+    code, _ = run_here("search", "add", "--index", file, "--student", student, tree)
     assert "hashed by another model" in code
     own = tmp_path / "own.index"
-    assert run_here("search.py", "add", "--index", own, "--student", student, tree)[0] == 0
-    code, _ = run_here("search.py", "query", "--index", own, query, "--student", teacher)
+    assert run_here("search", "add", "--index", own, "--student", student, tree)[0] == 0
+    code, _ = run_here("search", "query", "--index", own, query, "--student", teacher)
     assert "their bits mean different things" in code  # the way back is not meant
 
 
 def test_the_model_that_hashed_an_index_must_still_be_there(made, tree, tmp_path, export, photo):
     mine = write_export(tmp_path / "mine", seed=4)
     file = tmp_path / "x.index"
-    assert run_here("search.py", "add", "--index", file, "--student", mine, tree)[0] == 0
+    assert run_here("search", "add", "--index", file, "--student", mine, tree)[0] == 0
     write_export(mine, seed=5)
-    code, _ = run_here("search.py", "query", "--index", file, tree / "00.png")
+    code, _ = run_here("search", "query", "--index", file, tree / "00.png")
     assert "holds another model by now" in code and "--student" in code
     for name in ("model.onnx", "card.json"):
         (mine / name).unlink()
-    code, _ = run_here("search.py", "query", "--index", file, tree / "00.png")
+    code, _ = run_here("search", "query", "--index", file, tree / "00.png")
     assert "no export there" in code and "by --student" in code
     again = write_export(tmp_path / "moved", seed=4)
     assert asked(file, tree / "00.png", "--student", again)[0]["results"][0]["distance"] == 0
 
 
 def test_info_check_export_and_remove(made, tree, tmp_path):
-    code, said = run_here("search.py", "info", "--index", made)
+    code, said = run_here("search", "info", "--index", made)
     assert code == 0 and f"{PICTURES} pictures in 3 folders" in said and f"{tree}/broken.jpg: not a readable" in said
-    facts = json.loads(run_here("search.py", "info", "--index", made, "--json")[1])
+    facts = json.loads(run_here("search", "info", "--index", made, "--json")[1])
     assert facts["pictures"] == PICTURES and facts["bits"] == 64 and len(facts["broken_files"]) == BROKEN
-    code, said = run_here("search.py", "check", "--index", made, "--files")
+    code, said = run_here("search", "check", "--index", made, "--files")
     assert code == 0 and "no fault found" in said
 
     for name in ("codes.npz", "codes.parquet"):
-        assert run_here("search.py", "export-codes", "--index", made, "--out", tmp_path / name)[0] == 0
+        assert run_here("search", "export-codes", "--index", made, "--out", tmp_path / name)[0] == 0
     table = pq.read_table(tmp_path / "codes.parquet")
     with Index(made) as index, np.load(tmp_path / "codes.npz", allow_pickle=False) as file:
         ids, codes = index.codes()
@@ -478,11 +476,11 @@ def test_info_check_export_and_remove(made, tree, tmp_path):
         assert table["code"].to_pylist() == [code.tobytes() for code in codes]
         assert file["paths"].tolist() == table["path"].to_pylist() == paths(index)
 
-    code, said = run_here("search.py", "remove", "--index", made, tree / "cats", tree / "00.png")
+    code, said = run_here("search", "remove", "--index", made, tree / "cats", tree / "00.png")
     assert code == 0 and f"11 and 1 files that are no readable pictures forgotten; {PICTURES - 11} pictures" in said
-    code, said = run_here("search.py", "remove", "--index", made, tree / "broken.jpg")
+    code, said = run_here("search", "remove", "--index", made, tree / "broken.jpg")
     assert code == 0 and ": 0 and 1 files that are no readable pictures forgotten" in said
-    code, _ = run_here("search.py", "remove", "--index", made, tree / "cats")
+    code, _ = run_here("search", "remove", "--index", made, tree / "cats")
     assert "holds nothing at or below" in code
 
 
@@ -495,7 +493,7 @@ def test_check_finds_files_that_are_gone_changed_or_not_what_they_were(made, tre
     content[60] ^= 1
     file.write_bytes(content)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    code, said = run_here("search.py", "check", "--index", made)
+    code, said = run_here("search", "check", "--index", made)
     assert "3 kinds of faults" in code
     for line in ("1 files are gone", "1 files have another size or time", "1 files have other bytes"):
         assert line in said
@@ -507,12 +505,12 @@ def test_pictures_from_shards_and_urls_are_found_by_name_and_not_looked_at(made,
         row = Row("", 9, 0, b"d" * 32, index.codes()[1][0], b"", 0.0)
         there = ["s3://bucket/x/1.jpg", "s3://bucket/y.jpg", f"{tree}/a.tar/2.jpg", f"{tree}/t.parquet/0"]
         index.add([replace(row, path=path) for path in there])
-    code, said = run_here("search.py", "check", "--index", made, "--files")
+    code, said = run_here("search", "check", "--index", made, "--files")
     assert code == 0 and "4 pictures are not looked at" in said and "no fault found" in said
-    code, said = run_here("search.py", "query", "--index", made, tree / "00.png", "--within", "s3://bucket/x", "--json")
+    code, said = run_here("search", "query", "--index", made, tree / "00.png", "--within", "s3://bucket/x", "--json")
     assert code == 0 and [hit["path"] for hit in json.loads(said)[0]["results"]] == there[:1]
     for names in (there[:1], ["s3://bucket/"], [f"{tree}/a.tar"]):
-        code, said = run_here("search.py", "remove", "--index", made, *names)
+        code, said = run_here("search", "remove", "--index", made, *names)
         assert code == 0 and "1 forgotten" in said
 
 
@@ -545,28 +543,28 @@ def test_pictures_from_shards_and_urls_are_found_by_name_and_not_looked_at(made,
 def test_what_is_refused_is_one_line_and_leaves_nothing(made, tree, export, tmp_path, words, said):
     names = {"MADE": made, "TREE": tree, "EXPORT": export}
     before = {p for p in tmp_path.rglob("*") if not p.name.endswith(".lock")}
-    code, out = run_here("search.py", *(names.get(word, word.replace("TREE/", f"{tree}/")) for word in words))
+    code, out = run_here("search", *(names.get(word, word.replace("TREE/", f"{tree}/")) for word in words))
     assert isinstance(code, str) and code.startswith("error: ") and "\n" not in code and said in code, (code, out)
     assert {p for p in tmp_path.rglob("*") if not p.name.endswith(".lock")} == before and not out
 
 
 def test_an_empty_index_says_what_to_do(tmp_path, export):
     (tmp_path / "none").mkdir()
-    code, said = run_here("search.py", "add", "--index", tmp_path / "i", "--student", export, tmp_path / "none")
+    code, said = run_here("search", "add", "--index", tmp_path / "i", "--student", export, tmp_path / "none")
     assert code == 0 and "0 added; 0 pictures" in said
-    code, _ = run_here("search.py", "query", "--index", tmp_path / "i", "x.jpg")
+    code, _ = run_here("search", "query", "--index", tmp_path / "i", "x.jpg")
     assert "no picture" in code
-    assert run_here("search.py", "check", "--index", tmp_path / "i")[0] == 0
+    assert run_here("search", "check", "--index", tmp_path / "i")[0] == 0
 
 
 def in_a_process(before: str, after: str, *words) -> subprocess.CompletedProcess:
-    """search.py in a process of its own, with a line of code before and after it."""
+    """python -m search in a process of its own, with a line of code before and after it."""
     code = (
         f"import runpy, sys; {before}\nsys.argv = sys.argv[1:]\n"
         f"runpy.run_path(sys.argv[0], run_name='__main__')\n{after}"
     )
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, [ROOT / "search.py", *words])],
+        [sys.executable, "-c", code, *map(str, [ROOT / "search", *words])],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -603,9 +601,9 @@ def test_a_search_imports_nothing_slow(made, tree):
 
 def test_a_second_add_is_told_and_readers_go_on(tree, tmp_path, export, made):
     with Index(made, write=True) as writer:
-        code, _ = run_here("search.py", "add", "--index", made, "--student", export, tree)
+        code, _ = run_here("search", "add", "--index", made, "--student", export, tree)
         assert "another process is adding to it" in code
-        code, _ = run_here("search.py", "remove", "--index", made, tree)
+        code, _ = run_here("search", "remove", "--index", made, tree)
         assert "another process is adding to it" in code
         with writer.transaction():
             writer.remove([1, 2, 3])

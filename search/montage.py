@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from retrieval.index import Index
+from search.index import Index
 from utils.files import written_aside
 
 TILE, GAP, TEXT = 128, 8, 16  # pixels: a picture's side, between pictures, a line of text
@@ -15,7 +15,7 @@ INK, FRAME = "#333333", "#2f6fd1"
 
 
 def draw(index: Index, queries: Sequence[tuple[Image.Image, dict]], path: Path) -> None:
-    """Write a PNG of each query (its picture, its answer as ``retrieval.asking.answers`` gives it)."""
+    """Write a PNG of each query (its picture, its answer as ``search.asking.answers`` gives it)."""
     step, line = TILE + GAP, TILE + TEXT + GAP
     lines = [max(1, -(-len(answer["results"]) // COLUMNS)) for _, answer in queries]
     columns = max(1, *(min(COLUMNS, len(answer["results"])) for _, answer in queries))

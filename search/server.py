@@ -6,7 +6,6 @@ What comes over the network is data, never a path, HTML or code; a query writes 
 import asyncio
 import hashlib
 import ipaddress
-import json
 import os
 import socket
 import stat
@@ -27,42 +26,27 @@ import uvicorn
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.formparsers import MultiPartParser
 
 from data.decode import FORMATS, pixels_of
-from retrieval.asking import answers
-from retrieval.exported import Exported, may_ask
-from retrieval.index import Filters, Index, Record
+from models.exported import Exported, may_ask
+from search.asking import answers
+from search.guard import MAX_BODY, MAX_UPLOAD, TOO_LARGE, Ascii, Guard, failure
+from search.index import Filters, Index, Record
 from utils.errors import UserError, first_line
 
 PAGE = Path(__file__).parent / "page"
-MAX_UPLOAD = 32 * 2**20  # bytes
-MAX_BODY = MAX_UPLOAD + 2**16  # the form around it
 MAX_PIXELS = 64_000_000
 LARGE = 12_000_000
 MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
 MAX_K = 1000
 MAX_ID = 2**63 - 1
-ASKING = 16  # queries at once, those that wait among them
-SECONDS = 60  # for one query, its upload included
 EXAMPLES = 24  # pictures to begin with
-TOO_LARGE = f"larger than {MAX_UPLOAD // 2**20} MiB; make the picture smaller"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
 # A picture that is opened by itself: it may run nothing, whatever is hidden in it.
 ORIGINAL = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
 
@@ -101,13 +85,6 @@ class Info(BaseModel):
 
 class Failure(BaseModel):
     error: str = Field(description="what is wrong, and what to do")
-
-
-class Ascii(JSONResponse):
-    """JSON of any file name: bytes that are no UTF-8 are escapes in it."""
-
-    def render(self, content) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode()
 
 
 def count_pixels(content: bytes, name: str) -> int:
@@ -153,7 +130,7 @@ def read_original(record: Record) -> tuple[bytes, str]:
     Raises:
         HTTPException: it is gone, or another one.
     """
-    again = "`search.py add` of its folder mends the index"
+    again = "`python -m search add` of its folder mends the index"
     try:  # what has taken its name may be a pipe, which would never end
         with open(os.open(record.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             facts = os.fstat(file.fileno())
@@ -167,75 +144,6 @@ def read_original(record: Record) -> tuple[bytes, str]:
         return content, Image.MIME["JPEG" if image.format == "MPO" else image.format]
 
 
-def local_name(host: str, allowed: Collection[str]) -> bool:
-    """Whether a Host header names this machine; a name that another site points here (DNS rebinding) does not."""
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    name = name.removeprefix("[").removesuffix("]").rstrip(".").lower()
-    try:
-        ipaddress.ip_address(name)  # no page comes from an address that its owner does not hold
-        return True
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost") or name in allowed
-
-
-class Guard:
-    """Around the app: whose name is asked, who asks, how many at once and for how long; headers on every answer."""
-
-    def __init__(self, app, allowed: Collection[str] = ()):
-        self.app, self.allowed, self.asking = app, {name.lower() for name in allowed}, 0
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        started = False
-
-        async def with_headers(message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                present = {name.lower() for name, _ in message["headers"]}
-                ours = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                message["headers"] = [*message["headers"], *(h for h in ours if h[0] not in present)]
-            await send(message)
-
-        if refusal := self.refusal(scope):
-            return await refusal(scope, receive, with_headers)
-        if scope["method"] != "POST":
-            return await self.app(scope, receive, with_headers)
-        self.asking += 1
-        try:
-            async with asyncio.timeout(SECONDS):
-                await self.app(scope, receive, with_headers)
-        except TimeoutError:
-            if not started:
-                await failure(503, f"it took longer than {SECONDS} s; send a smaller picture, or try again later")(
-                    scope, receive, with_headers
-                )
-        finally:
-            self.asking -= 1
-
-    def refusal(self, scope) -> Response | None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get("host", "")
-        if not local_name(host, self.allowed):
-            return failure(421, f"this server is not called {host[:100]!r}; serve --allow-host lets it be")
-        if scope["method"] != "POST":
-            return None
-        foreign = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
-        if foreign or headers.get("origin", f"//{host}").rpartition("//")[2] != host:
-            return failure(403, "a page of another site may not ask here")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > MAX_BODY:
-            return failure(413, TOO_LARGE)
-        if self.asking >= ASKING:
-            return failure(503, f"busy with {self.asking} queries; try again in a moment", {"Retry-After": "1"})
-        return None
-
-
-def failure(status: int, reason: str, headers: dict | None = None) -> Response:
-    return Ascii({"error": reason}, status, headers)
-
-
 class Searcher:
     """An index and the student that asks it."""
 
@@ -245,7 +153,7 @@ class Searcher:
     def problem(self) -> str | None:
         """Why no query can be answered now."""
         if not len(self.index):
-            return "the index is empty; add pictures: python search.py add --index INDEX --student STUDENT FOLDER"
+            return "the index is empty; add pictures: python -m search add --index INDEX --student STUDENT FOLDER"
         try:
             may_ask(self.student.card, self.index.card)
         except UserError as error:

@@ -1,4 +1,4 @@
-"""Pictures of every kind of source become the same bits as search.py add gives; what is killed goes on."""
+"""Pictures of every kind of source become the same bits as python -m search add gives; what is killed goes on."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import uvicorn
-from conftest import ROOT, command_line, run_here
+from conftest import ROOT, command_line, run_here, until
 from exports import write_export
 from PIL import Image
 from starlette.applications import Starlette
@@ -27,13 +27,12 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from test_shards import tar_of
 
-import encode
 from data.decode import pixels_of
-from data.pictures import Part, parts_of, pictures
-from retrieval import encoding
-from retrieval.encoding import Encoder, Output, broken_name, part_name
-from retrieval.exported import Exported
-from retrieval.index import Index
+from models.exported import Exported
+from search import encode, encoding
+from search.encoding import Encoder, Output, broken_name, part_name
+from search.index import Index
+from search.pictures import Part, parts_of, pictures
 from utils.errors import UserError
 
 BITS = 64
@@ -378,7 +377,7 @@ def test_codes_that_are_not_whole_or_of_another_model_are_refused(tmp_path, stud
             encoding.load(index, str(tmp_path / "codes"))
         for content in (b"{", b"[]", b"{}", b"\xff"):
             (tmp_path / "codes" / "card.json").write_bytes(content)
-            with pytest.raises(UserError, match=r"card\.json: damaged; run encode\.py again"):
+            with pytest.raises(UserError, match=r"card\.json: damaged; run python -m search.encode again"):
                 encoding.load(index, str(tmp_path / "codes"))
 
 
@@ -426,7 +425,7 @@ def test_broken_pictures_of_earlier_runs_are_told(tmp_path, student):
     out = Output(str(tmp_path / "codes"))
     encoding.write_plan(out, encoding.read_plan(out)[0], facts)
     words = ["--student", student, "--input", tmp_path / "photos", "--out", tmp_path / "codes", "--part", 2]
-    code, said = run_here("encode.py", *words)
+    code, said = run_here("search.encode", *words)
     assert code == 0 and "2 parts, 2 of them from before" in said and "1 pictures can't be read" in said
     with Index(tmp_path / "index", write=True) as index:
         assert encoding.load(index, out.folder) == encoding.Loaded(added=3, broken=1)
@@ -437,17 +436,8 @@ def test_broken_pictures_of_earlier_runs_are_told(tmp_path, student):
 
 def running(*words) -> subprocess.Popen:
     return subprocess.Popen(
-        command_line("encode.py", *words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        command_line("search.encode", *words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
     )
-
-
-def until(true, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()  # a living process's output has no end to read to
-            pytest.fail(f"waited {seconds} s in vain: {process.communicate(timeout=60)[0]}")
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -478,9 +468,9 @@ def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
 
 
 def same_as_added(tmp_path: Path, student: Path, command, total: int) -> None:
-    """The codes of the job are those that search.py add makes of the same files."""
+    """The codes of the job are those that python -m search add makes of the same files."""
     for how in (["--codes", tmp_path / "codes"], ["--student", student, tmp_path / "photos"]):
-        done = command("search.py", "add", "--index", tmp_path / f"{how[0]}.index", *how)
+        done = command("search", "add", "--index", tmp_path / f"{how[0]}.index", *how)
         assert done.returncode == 0, done.stderr
     coded, added = ({}, {})
     for name, codes in (("--codes", coded), ("--student", added)):
@@ -495,7 +485,7 @@ def same_as_added(tmp_path: Path, student: Path, command, total: int) -> None:
 def test_what_a_killed_worker_or_driver_has_begun_is_done_by_another(tmp_path, student, blocked, command):
     words, process, (first, second) = blocked
     until(lambda: (tmp_path / "codes" / part_name(3)).exists(), process)
-    done = command("encode.py", *words)
+    done = command("search.encode", *words)
     assert done.returncode == 1 and "another process is at work there" in done.stderr
     (worker,) = workers_of(process)
     fill(first, b"broken")
@@ -508,21 +498,21 @@ def test_what_a_killed_worker_or_driver_has_begun_is_done_by_another(tmp_path, s
     fill(second, jpeg(51))
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert len(kept) == 5 and not alive, "workers have outlived their driver"
-    done = command("encode.py", *words, "--workers", 2)
+    done = command("search.encode", *words, "--workers", 2)
     assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
     assert "1 pictures can't be read" in done.stdout
     assert kept == {name: (tmp_path / "codes" / name).stat().st_mtime_ns for name in kept}
     fill(first, jpeg(50))
-    done = command("encode.py", *words, "--workers", 1, "--again")
+    done = command("search.encode", *words, "--workers", 1, "--again")
     assert done.returncode == 0 and "6 parts, 5 of them from before; 4 pictures" in done.stdout, done.stderr
     same_as_added(tmp_path, student, command, 24)
-    done = command("encode.py", *words)
+    done = command("search.encode", *words)
     assert done.returncode == 0 and "6 parts, 6 of them from before; 0 pictures" in done.stdout, done.stderr
     for more, message in (
         (["--part", 5], "holds codes of other part; choose another --out"),
         (["--student", write_export(tmp_path / "other", BITS, seed=1)], "holds codes of other model_sha256"),
     ):
-        done = command("encode.py", *words, *more)
+        done = command("search.encode", *words, *more)
         assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
@@ -549,16 +539,16 @@ def test_a_full_disk_is_one_line_and_what_is_done_stays(tmp_path, student, disk,
     folder_of(tmp_path / "photos", 24)
     out = disk(64) / "codes"
     words = ["--student", student, "--input", tmp_path / "photos", "--out", out, "--part", 1, "--workers", 1]
-    done = command("encode.py", *words)
+    done = command("search.encode", *words)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and last.startswith(f"error: {out}/part-") and "no space is left" in last, done.stderr
     kept = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
     assert 0 < len(kept) < 24 and not list(out.glob(".part-*"))
     disk(2048)
-    done = command("encode.py", *words)
+    done = command("search.encode", *words)
     assert done.returncode == 0 and f"24 parts, {len(kept)} of them from before" in done.stdout, done.stderr
     assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
-    load = ["search.py", "add", "--index", out.parent / "index", "--codes", out]
+    load = ["search", "add", "--index", out.parent / "index", "--codes", out]
     disk(sum(file.stat().st_blocks for file in out.iterdir()) // 2 + 40)
     done = command(*load)
     last = done.stderr.splitlines()[-1]
@@ -581,6 +571,6 @@ def test_what_can_not_be_done_is_one_line(tmp_path, student, command):
         (["--out", "/proc/codes"], "/proc/codes"),
         (["--workers", 0], "--workers: '0' is not a whole number of at least 1"),
     ):
-        done = command("encode.py", *words, *more)
+        done = command("search.encode", *words, *more)
         last = done.stderr.splitlines()[-1]
         assert done.returncode == 1 and last.startswith("error: ") and message in last, done.stderr

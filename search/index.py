@@ -20,7 +20,7 @@ from typing import Self
 
 import numpy as np
 
-from retrieval.scan import BLOCK, Block, Snapshot, nearest
+from search.scan import BLOCK, Block, Snapshot, nearest
 from utils.errors import UserError, first_line
 from utils.files import held_file
 
@@ -190,7 +190,7 @@ class AnyIndex:
         for ranked in self._rankings(codes, where):
             if (hits := self._hits(ranked, k, radius, unique)) is not None:
                 return hits
-        raise UserError(f"{self.path}: damaged (it has codes of pictures that it does not know); see search.py check")
+        raise UserError(f"{self.path}: damaged (it has codes of pictures that it does not know); see `search check`")
 
     def _hits(self, ranked: Callable, k: int, radius: int | None, unique: bool) -> list[list[Hit]] | None:
         """None where a picture that was found is no longer there, so that there is something newer to search.
@@ -247,7 +247,7 @@ class Index(AnyIndex):
             taken = f"{self.path}: another process is adding to it or removing; wait for its end"
             self._held = held_file(Path(f"{self.path}.lock"), taken)
         elif not self.path.exists():
-            raise UserError(f"{path}: no such index; make one: search.py add --index {path} --student EXPORT FOLDER")
+            raise UserError(f"{path}: no such index; make one: python -m search add --index {path} --student ...")
         try:
             self._con = self._opened(write)
             self._check_format(write)
@@ -494,7 +494,7 @@ class Index(AnyIndex):
         return [known[i] for i in ids]
 
     def thumbnail(self, picture: int) -> bytes:
-        """A JPEG of at most ``retrieval.adding.THUMBNAIL`` pixels a side. KeyError: not there."""
+        """A JPEG of at most ``search.adding.THUMBNAIL`` pixels a side. KeyError: not there."""
         picture = int(picture)
         with self._reading() as con:
             row = con.execute("SELECT jpeg FROM thumbnails WHERE id = ?", [picture]).fetchone()

@@ -64,7 +64,7 @@ def test_from_a_folder_of_pictures_to_a_page(pictures, tmp_path, command):
     assert "of the teacher's nearest by features" in done.stdout and "broken.jpg" in done.stdout + done.stderr
     index, asked = tmp_path / "runs" / "index", pictures / "discs" / "005.jpg"
 
-    found = command("search.py", "query", "--index", index, asked, "-k", 5, "--json")
+    found = command("search", "query", "--index", index, asked, "-k", 5, "--json")
     assert found.returncode == 0, found.stderr
     answer = json.loads(found.stdout)[0]
     assert answer["searched"] == N + 1 and len(answer["results"]) == 5

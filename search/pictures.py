@@ -11,15 +11,15 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.tree import images_below, is_image
+from data.tree import ends_here, images_below, is_image
 from utils.errors import UserError, first_line, some
+from utils.files import lines_of
 
 TABLES = (".parquet", ".csv")
 WHERE = ("url", "path")  # columns that may say where a picture lies
@@ -159,11 +159,7 @@ def _of_list(file: str, size: int, column: str | None) -> Iterator[Part]:
     elif file.endswith(".csv"):
         yield from _of_files(_addresses(file, _csv(file), column or _column(file, _csv(file).schema, WHERE)), size)
     else:
-        try:
-            lines = read(file).decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{file}: not UTF-8") from None
-        paths = [LABELS.sub("", line.strip()) for line in lines if line.strip()]
+        paths = [LABELS.sub("", line.strip()) for line in lines_of(read(file), file) if line.strip()]
         if not paths:
             raise UserError(f"{file}: empty list")
         yield from _of_files((_beside(file, path) for path in paths), size)
@@ -179,7 +175,7 @@ def _csv(file: str) -> pa.Table:
 
 
 def _beside(file: str, name: str) -> str:
-    """What a list names: a URL, an absolute path, or a path from the list's folder; paths as search.py add has them."""
+    """What a list names: a URL, an absolute path, or a path from the list's folder; paths as `search add` has them."""
     name = name.removeprefix("file://")
     if not is_url(name) and not name.startswith("/"):
         name = f"{file.rpartition('/')[0]}/{name}"
@@ -313,17 +309,3 @@ def _in_shard(shard: str) -> Iterator[Picture]:
         yield shard, error
     except Exception as error:  # each protocol has errors of its own
         yield shard, UserError(f"{shard}: cut or no uncompressed tar file ({first_line(error)}); write it again")
-
-
-def ends_here(file: BinaryIO, offset: int) -> bool:
-    """Whether from ``offset`` on there is tar's end mark, two blocks of zeros, and nothing else.
-
-    tarfile stops at any bad head as if it were the end.
-    """
-    file.seek(offset)
-    zeros = 0
-    while block := file.read(1 << 20):
-        if block.strip(b"\0"):
-            return False
-        zeros += len(block)
-    return zeros >= 2 * tarfile.BLOCKSIZE

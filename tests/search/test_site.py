@@ -22,10 +22,10 @@ from playwright.sync_api import expect
 from small_search import MARKUP, PHONE, as_bytes, draw, drop, opened, paste, shown, write_index
 
 from data.decode import pixels_of
-from retrieval import site
-from retrieval.asking import answers
-from retrieval.exported import Exported
-from retrieval.index import Filters, Index
+from models.exported import Exported
+from search import site
+from search.asking import answers
+from search.index import Filters, Index
 from utils.errors import UserError
 
 # The page's own modules, as a test calls them.
@@ -346,7 +346,7 @@ def test_the_scan_is_exact_with_ties_in_order(page, width):
 
 @pytest.mark.parametrize("bits", [12, 16, 40])
 def test_codes_of_other_lengths(chromium, tmp_path, ort, bits):
-    from retrieval import adding
+    from search import adding
 
     student = Exported(write_export(tmp_path / "student", bits))
     for seed in range(40):
@@ -405,17 +405,17 @@ def test_site_says_what_is_wrong_in_one_line(made, cli, tmp_path, monkeypatch):
         (["--out", tmp_path / "new", "--ort", tmp_path / "empty"], "no ort.wasm"),
         (["--out", tmp_path / "new", "--student", tmp_path], "no export"),
     ):
-        code, _ = cli("search.py", "site", "--index", made[1], *words)
+        code, _ = cli("search", "site", "--index", made[1], *words)
         assert str(code).startswith("error: ") and part in code, code
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, _ = cli("search.py", "site", "--index", made[1], "--out", tmp_path / "new", "--cache-dir", tmp_path / "cache")
+    code, _ = cli("search", "site", "--index", made[1], "--out", tmp_path / "new", "--cache-dir", tmp_path / "cache")
     assert "no npm" in code and "--ort" in code
     assert [path.name for path in taken.iterdir()] == ["thesis.txt"] and not (tmp_path / "new").exists()
 
 
 def test_site_by_its_command_and_a_runtime_from_elsewhere(made, cli, tmp_path):
     out = tmp_path / "site"
-    code, said = cli("search.py", "site", "--index", made[1], "--out", out, "--ort", "https://cdn.example/ort@1/dist/")
+    code, said = cli("search", "site", "--index", made[1], "--out", out, "--ort", "https://cdn.example/ort@1/dist/")
     assert code == 0 and "300 pictures" in said
     html = (out / "index.html").read_text()
     assert "connect-src 'self' https://cdn.example;" in html and not (out / "ort").exists()

@@ -1,11 +1,9 @@
 """Search pictures by pictures: an index of folders, hashed by an exported model, asked on the command line.
 
-python search.py add --index my.index --student EXPORT FOLDER...
-python search.py query --index my.index PICTURE... -k 20
-python search.py serve --index my.index
+python -m search add --index my.index --student EXPORT FOLDER...
+python -m search query --index my.index PICTURE... -k 20
+python -m search serve --index my.index
 """
-
-from utils.errors import guarded  # isort: skip  (first: Ctrl-C while the rest is imported is one line too)
 
 import argparse
 import json
@@ -20,12 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.decode import pixels_of
-from retrieval import adding, asking, engines, montage
-from retrieval.engines import open_index
-from retrieval.exported import Exported
-from retrieval.index import Filters, Index
-from retrieval.index import named as called
-from utils.errors import UserError, some
+from models.exported import Exported
+from search import adding, asking, engines, montage
+from search.engines import open_index
+from search.index import Filters, Index
+from search.index import named as called
+from utils.errors import UserError, guarded, some
 from utils.files import written_aside
 from utils.options import Parser, named, whole
 
@@ -64,7 +62,7 @@ def parse() -> argparse.Namespace:
         "roots", nargs="*", type=Path, metavar="FOLDER", help="with all pictures below it; or a picture"
     )
     options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes them: a folder of export.py")
-    options.add_argument("--codes", metavar="CODES", help="in place of FOLDER: what encode.py has hashed")
+    options.add_argument("--codes", metavar="CODES", help="in place of FOLDER: what python -m search.encode has hashed")
     options.add_argument("--prune", action="store_true", help="forget pictures that are gone")
     options.add_argument("--threads", type=whole(1), help="that decode and hash (default: the cores)")
     options.add_argument(
@@ -156,7 +154,7 @@ def absolute(name: str) -> str:
 
 
 def add(args) -> None:
-    """Add pictures that are new or changed, or codes that encode.py made."""
+    """Add pictures that are new or changed, or codes that python -m search.encode made."""
     if bool(args.codes) == bool(args.roots) or bool(args.student) != bool(args.roots):
         raise UserError("what is to be added? FOLDER... and --student EXPORT, or --codes CODES")
     if args.approximate and not engines.is_milvus(args.index):
@@ -165,7 +163,7 @@ def add(args) -> None:
         model, roots = Exported(args.student), adding.checked(args.roots)  # before an index is made
     with open_index(args.index, write=True) as index:
         if args.codes:
-            from retrieval import encoding  # which the other commands need not wait for
+            from search import encoding  # which the other commands need not wait for
 
             loaded, total = encoding.load(index, args.codes), len(index)
         else:
@@ -224,7 +222,7 @@ def say_recall(index, lists: int | None) -> None:
 
 def serve(args) -> None:
     """Serve a page and a JSON API to search by, until Ctrl-C."""
-    from retrieval import server  # which the other commands need not wait for
+    from search import server  # which the other commands need not wait for
 
     with open_index(args.index, nprobe=args.approximate) as index:
         say_recall(index, args.approximate)
@@ -233,7 +231,7 @@ def serve(args) -> None:
 
 def site(args) -> None:
     """Write a folder for any static host: the page, with the browser that hashes and searches."""
-    from retrieval import site as sites
+    from search import site as sites
 
     sites.check_out(args.out)  # before npm is asked
     with open_index(args.index) as index:

@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from search_page import mutated
 
-from retrieval import server
-from retrieval.exported import Exported
-from retrieval.index import Filters, Index
-from retrieval.server import listen, make_app
+from models.exported import Exported
+from search import guard, server
+from search.index import Filters, Index
+from search.server import listen, make_app
 from utils.errors import UserError
 
 HERE = "http://127.0.0.1:8000"
@@ -163,8 +163,8 @@ def test_an_original_that_changed_or_is_gone_is_refused(made, tmp_path):
         (as_bytes(draw(1).convert("1").resize((9000, 9000))), 413, "megapixels"),
         (as_bytes(draw(1).convert("1").resize((15_000, 15_000))), 413, "megapixels"),
         (as_bytes(draw(1).resize((1, 900))), 413, "strip"),
-        (as_bytes(draw(1), "BMP") + bytes(server.MAX_UPLOAD), 413, "mib"),
-        (as_bytes(draw(1), "BMP") + bytes(server.MAX_BODY), 413, "mib"),
+        (as_bytes(draw(1), "BMP") + bytes(guard.MAX_UPLOAD), 413, "mib"),
+        (as_bytes(draw(1), "BMP") + bytes(guard.MAX_BODY), 413, "mib"),
     ],
 )
 def test_no_picture_and_one_too_large(client, content, status, words):
@@ -177,7 +177,7 @@ def test_a_body_without_a_length_ends_at_the_limit(client):
     def body():
         nonlocal sent
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-        for _ in range(4 * server.MAX_BODY // 2**20):
+        for _ in range(4 * guard.MAX_BODY // 2**20):
             sent += 2**20
             yield bytes(2**20)
 
@@ -289,7 +289,7 @@ def test_every_answer_has_the_headers(client):
         client.get(path) for path in ("/", "/docs", "/page/page.js", "/page/nothing", "/api/info", "/thumbnail/1")
     ]
     answers += [client.get("/original/1"), client.get("/", headers={"Host": "evil.example"}), client.put("/")]
-    answers += [ask(client), ask(client, b"x"), ask(client, bytes(server.MAX_BODY + 1))]
+    answers += [ask(client), ask(client, b"x"), ask(client, bytes(guard.MAX_BODY + 1))]
     assert {answer.status_code for answer in answers} >= {200, 404, 405, 413, 415, 421, 422}
     for answer in answers:
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
@@ -326,7 +326,7 @@ class Slow:
 
 
 def test_more_at_once_than_the_limit_are_told_to_come_back(index, made, monkeypatch):
-    monkeypatch.setattr(server, "ASKING", 2)
+    monkeypatch.setattr(guard, "ASKING", 2)
     slow, answers = Slow(made[1]), []
     app = make_app(index, slow)
     clients = [TestClient(app, HERE) for _ in range(3)]
@@ -347,12 +347,12 @@ def test_more_at_once_than_the_limit_are_told_to_come_back(index, made, monkeypa
 
 
 def test_what_takes_too_long_is_given_up(index, made, monkeypatch):
-    monkeypatch.setattr(server, "SECONDS", 0.1)
+    monkeypatch.setattr(guard, "SECONDS", 0.1)
     slow = Slow(made[1])
     client = TestClient(make_app(index, slow), HERE)
     assert "longer" in refused(ask(client, as_bytes(draw(1))), 503)
     slow.go.set()
-    monkeypatch.setattr(server, "SECONDS", 60)
+    monkeypatch.setattr(guard, "SECONDS", 60)
     assert ask(client, as_bytes(draw(1))).status_code == 200
 
 
@@ -400,7 +400,7 @@ def test_a_query_writes_nothing(client, made, monkeypatch, tmp_path):
 def test_serve_answers_as_query_does_and_ends_by_ctrl_c(made, command, tmp_path):
     picture = tmp_path / "asked.png"
     draw(5, (300, 200)).save(picture)
-    words = command_line("search.py", "serve", "--index", made[0], "--port", 0)
+    words = command_line("search", "serve", "--index", made[0], "--port", 0)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         said = process.stdout.readline()
         assert said.startswith("90 pictures on http://127.0.0.1:")
@@ -411,7 +411,7 @@ def test_serve_answers_as_query_does_and_ends_by_ctrl_c(made, command, tmp_path)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out.strip(), err) == (0, "stopped", "")
-    done = command("search.py", "query", "--index", made[0], picture, "-k", 7, "--json")
+    done = command("search", "query", "--index", made[0], picture, "-k", 7, "--json")
     (answer,) = json.loads(done.stdout)
     assert answer["results"] == served["results"] and answer["searched"] == served["searched"] == info["pictures"]
     assert answer.keys() == served.keys()
@@ -420,7 +420,7 @@ def test_serve_answers_as_query_does_and_ends_by_ctrl_c(made, command, tmp_path)
 def test_serve_says_what_is_wrong_in_one_line(made, cli, tmp_path):
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        code, _ = cli("search.py", "serve", "--index", made[0], "--port", port)
+        code, _ = cli("search", "serve", "--index", made[0], "--port", port)
         assert str(port) in code and "choose another" in code
     other = write_export(tmp_path / "other", seed=1)
     for words, part in (
@@ -430,7 +430,7 @@ def test_serve_says_what_is_wrong_in_one_line(made, cli, tmp_path):
         (["--index", made[0], "--host", "no.such.host.invalid"], "--host"),
         (["--index", made[0], "--port", 70000], "--port"),
     ):
-        code, _ = cli("search.py", "serve", *words)
+        code, _ = cli("search", "serve", *words)
         assert str(code).startswith("error: ") and part in code, code
 
 
@@ -543,7 +543,7 @@ def test_what_is_wrong_is_said(page, served, tmp_path):
         ("notes.txt", b"hello", "no picture (text/plain)"),
         ("broken.png", as_bytes(draw(1))[:300], "broken.png"),
         ("empty.png", b"", "empty"),
-        ("large.bmp", as_bytes(draw(1), "BMP") + bytes(server.MAX_UPLOAD), "too large; at most 32"),
+        ("large.bmp", as_bytes(draw(1), "BMP") + bytes(guard.MAX_UPLOAD), "too large; at most 32"),
         ("wide.png", as_bytes(draw(1).convert("1").resize((9000, 9000))), "megapixels"),
     ):
         (tmp_path / name).write_bytes(content)
