@@ -19,7 +19,7 @@ from data.dataset import HashingData
 from data.features import BATCH, Extractor, add_feature_arguments, extractor
 from data.load import add_data_arguments, input_parser, load_data
 from data.transforms import EVAL_VERSION
-from data.views import BankedViews, FreshViews, ViewBatch, eval_batches
+from data.views import BankArray, BankedViews, FreshViews, ViewBatch, eval_batches
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
 from losses.masks import MASK_RULES, bit_masks, choose_clusters, cluster_codes, purity
@@ -143,7 +143,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def idle(args) -> list[str]:
+def idle(args: argparse.Namespace) -> list[str]:
     """Options that do nothing beside the others."""
     heeded = {name: name in METHODS[args.method].own for method in METHODS.values() for name in method.own}
     cibhash = args.hashing == "cibhash"
@@ -152,7 +152,7 @@ def idle(args) -> list[str]:
     return [name for name, counts in heeded.items() if not counts]
 
 
-def notes(args) -> Iterator[str]:
+def notes(args: argparse.Namespace) -> Iterator[str]:
     """What is allowed and hardly meant."""
     yield from notes_of_idle(make_parser(), args, idle(args))
     if args.batch_size == 1:
@@ -166,11 +166,11 @@ def notes(args) -> Iterator[str]:
             yield f"--clusters is {args.clusters}; {tried} has its highest silhouette at {best}"
 
 
-def brcd_options(args) -> BRCDOptions:
+def brcd_options(args: argparse.Namespace) -> BRCDOptions:
     return BRCDOptions(**{f.name: getattr(args, f.name) for f in fields(BRCDOptions)})
 
 
-def check_teacher(args, teacher: Trained, images: HashingData) -> None:
+def check_teacher(args: argparse.Namespace, teacher: Trained, images: HashingData) -> None:
     if args.bits not in (None, teacher.bits):
         raise UserError(
             f"{args.teacher}: a teacher of {teacher.bits} bits, --bits is {args.bits}; train a teacher of "
@@ -179,7 +179,7 @@ def check_teacher(args, teacher: Trained, images: HashingData) -> None:
     teacher.check_data(images.fingerprint, EVAL_VERSION)
 
 
-def build_student(args, images: HashingData, device: torch.device) -> FrozenBackbone:
+def build_student(args: argparse.Namespace, images: HashingData, device: torch.device) -> FrozenBackbone:
     """The student's backbone; recalibrated statistics are kept in the cache, so that every run has the same bits."""
     backbone = build_backbone(args.student, args.student_weights, args.student_features)
     if args.bn == "recalibrate":
@@ -194,7 +194,7 @@ def build_student(args, images: HashingData, device: torch.device) -> FrozenBack
     return backbone
 
 
-def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndarray) -> Knowledge:
+def teacher_knowledge(args: argparse.Namespace, run: Run, train_codes: torch.Tensor, labels: np.ndarray) -> Knowledge:
     """Cluster the training images by the teacher's codes, make the masks, keep both with the run."""
     n_clusters = choose_clusters(train_codes, args.seed) if args.clusters == "auto" else args.clusters
     cluster, centroids = cluster_codes(train_codes, n_clusters, args.seed)
@@ -207,7 +207,7 @@ def teacher_knowledge(args, run: Run, train_codes: torch.Tensor, labels: np.ndar
 
 
 def training_views(
-    args,
+    args: argparse.Namespace,
     images: HashingData,
     student: Extractor,
     teacher: Extractor,
@@ -224,8 +224,8 @@ def training_views(
         return FreshViews(
             images, [(student.engine, student.size), (teach, teacher.size)], args.seed, device, args.workers, rotations
         )
-    banks = [student.bank(args.views), teacher_views(teacher_head, teacher.bank(args.views), device)]
-    rotated = []
+    banks: list[BankArray] = [student.bank(args.views), teacher_views(teacher_head, teacher.bank(args.views), device)]
+    rotated: list[list[BankArray]] = []
     if rotations:
         n = min(args.views, args.rotated_views)
         rotated = [

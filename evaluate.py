@@ -104,7 +104,7 @@ def searches(hashers: list[Hasher], queries: np.ndarray, database: np.ndarray) -
     }
 
 
-def describe(args, run: Trained, hashers: list[Hasher], images: HashingData) -> dict:
+def describe(args: argparse.Namespace, run: Trained, hashers: list[Hasher], images: HashingData) -> dict:
     """What was measured: the keys of a result beside its reports."""
     teacher = run.teacher or run
     trained, taught = read_environment(run.folder), read_environment(teacher.folder)
@@ -143,11 +143,11 @@ def describe(args, run: Trained, hashers: list[Hasher], images: HashingData) -> 
     }
 
 
-def asked(args, images: HashingData) -> np.ndarray:
+def asked(args: argparse.Namespace, images: HashingData) -> np.ndarray:
     return getattr(images, args.queries)
 
 
-def searched(args, images: HashingData) -> np.ndarray:
+def searched(args: argparse.Namespace, images: HashingData) -> np.ndarray:
     return images.database if args.queries == "test" else images.val_database
 
 
@@ -163,7 +163,9 @@ def table(reports: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def retrieved_rows(args, images: HashingData, report: dict, labels: tuple[np.ndarray, np.ndarray]) -> list[tuple]:
+def retrieved_rows(
+    args: argparse.Namespace, images: HashingData, report: dict, labels: tuple[np.ndarray, np.ndarray]
+) -> list[tuple]:
     """Some queries, evenly spread, each with its first ten and whether they are relevant; see ``draw_retrieved``."""
     queries, database = asked(args, images), searched(args, images)
 
@@ -178,7 +180,7 @@ def retrieved_rows(args, images: HashingData, report: dict, labels: tuple[np.nda
     return rows
 
 
-def dump_codes(args, pairs: dict[str, Search], images: HashingData) -> None:
+def dump_codes(args: argparse.Namespace, pairs: dict[str, Search], images: HashingData) -> None:
     for name, search in pairs.items():
         for part, codes, rows in (
             ("query", search.queries, asked(args, images)),
@@ -194,7 +196,7 @@ def dump_codes(args, pairs: dict[str, Search], images: HashingData) -> None:
                 )
 
 
-def draw(args, target: Path, images: HashingData, reports: dict[str, dict], labels: tuple) -> None:
+def draw(args: argparse.Namespace, target: Path, images: HashingData, reports: dict[str, dict], labels: tuple) -> None:
     draw_curves(reports, target.with_suffix(".png"), f"{images.title}, {args.queries} queries")
     if args.pictures:
         first = next(iter(reports))

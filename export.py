@@ -104,7 +104,9 @@ class Network(nn.Module):
         return code.to(torch.uint8), logits
 
 
-def to_onnx(module: nn.Module, example: torch.Tensor, inputs: list, outputs: list, dynamic=None) -> onnx.ModelProto:
+def to_onnx(
+    module: nn.Module, example: torch.Tensor, inputs: list[str], outputs: list[str], dynamic: dict | None = None
+) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own code
         program = torch.onnx.export(
@@ -117,7 +119,7 @@ def to_onnx(module: nn.Module, example: torch.Tensor, inputs: list, outputs: lis
             opset_version=OPSET,
             verbose=False,
         )
-    return program.model_proto
+    return program.model_proto  # type: ignore[union-attr]
 
 
 def preprocessing(size: int, crop: bool) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 python train_teacher.py --dataset cifar10 --backbone vit_b_16 --bits 64 --run-dir runs/teacher
 """
 
+import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from data.views import BankedViews, FreshViews
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
 from losses.nt_xent import TEMPERATURE
-from models.backbones import BACKBONES, FEATURES, build_backbone, check_size
+from models.backbones import BACKBONES, FEATURES, FrozenBackbone, build_backbone, check_size
 from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head
 from models.itq import ITQ, itq_head
 from models.trained import best_file
@@ -58,13 +59,13 @@ def make_parser() -> Parser:
     return parser
 
 
-def idle(args) -> list[str]:
+def idle(args: argparse.Namespace) -> list[str]:
     """Options that do nothing beside the others."""
     heeded = {"temperature": args.hashing == "cibhash", "kl_weight": args.hashing == "cibhash", "view_seed": args.views}
     return [name for name, counts in heeded.items() if not counts]
 
 
-def head_facts(backbone, images: HashingData) -> dict:
+def head_facts(backbone: FrozenBackbone, images: HashingData) -> dict:
     return {"role": "teacher", "backbone": backbone.describe(), "data": images.fingerprint, "transforms": EVAL_VERSION}
 
 
@@ -75,7 +76,9 @@ def validation(head: HashHead, images: HashingData, features: Extractor) -> Call
     return lambda: {"map": mean_average_precision(head.encode(val), head.encode(database), *labels, images.k)}
 
 
-def fit_itq(args, run: Run, images: HashingData, features: Extractor, backbone) -> None:
+def fit_itq(
+    args: argparse.Namespace, run: Run, images: HashingData, features: Extractor, backbone: FrozenBackbone
+) -> None:
     """ITQ has no epochs: one head from the training images' features."""
     rows = features.evaluation(images.train)
     head = itq_head(torch.from_numpy(rows[:].astype(np.float32)), args.bits, args.seed)
@@ -97,7 +100,7 @@ def finish(run: Run, images: HashingData, features: Extractor, summary: dict) ->
     print(f"validation {measure(images)} {chosen['value']:.4f} {where}; {run.folder}")
 
 
-def training_views(args, images: HashingData, features: Extractor) -> BankedViews | FreshViews:
+def training_views(args: argparse.Namespace, images: HashingData, features: Extractor) -> BankedViews | FreshViews:
     if args.views:
         return BankedViews([features.bank(args.views)], args.seed, device=features.device)
     return FreshViews(images, [(features.engine, args.size)], args.seed, features.device, args.workers)

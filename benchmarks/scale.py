@@ -2,7 +2,6 @@
 
     --parts milvus    the same codes in a file and on a real Milvus server: adding, single queries, 1,000 queries alike?
     --parts encode    pictures in WebDataset shards by search.encode, beside the network alone on ready pixels
-    --parts daft      the same shards and the same encoder by Daft, of another Python (--daft; it pins old libraries)
     --parts resume    search.encode killed in the middle and run again; its codes beside those of `search add`
     --parts grid      the digits grid by the local runner and by Ray: seconds, peak memory, the same table?
 
@@ -45,7 +44,7 @@ from search.pictures import Part, pictures  # noqa: E402
 from utils.files import read_json, write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
 
-PARTS = ("milvus", "encode", "daft", "resume", "grid")
+PARTS = ("milvus", "encode", "resume", "grid")
 BITS, K = 64, 100
 CARD = {"bits": BITS, "role": "student", "backbone": "none", "method": "none", "model_sha256": "0" * 64}
 SHARD = 500  # pictures a shard
@@ -241,11 +240,9 @@ def steady(out: Path, n: int) -> float:
     return n * (1 - 1 / len(times)) / max(times[-1] - times[0], 1e-3)
 
 
-def encoding(student: str, shards: Path, n: int, out: Path, workers: int, daft: str | None) -> dict:
+def encoding(student: str, shards: Path, n: int, out: Path, workers: int) -> dict:
     alone = network_alone(student, shards, workers)
     words = encode_words(student, shards, out, workers)
-    if daft:
-        words = [daft, ROOT / "benchmarks" / "scale_daft.py", student, shards, out, workers]
     seconds, peak, _ = watched(words, shards.parent)
     row = {"pictures": n, "seconds": seconds, "per_second": n / seconds, "per_second_after_start": steady(out, n)}
     row |= {"network_alone_per_second": alone, "share": row["per_second"] / alone, "memory_mib": peak}
@@ -301,15 +298,14 @@ def grid(folder: Path, words: str, cache: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "scale.json")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[part for part in PARTS if part != "daft"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--codes", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1000, help="asked together, and compared")
     parser.add_argument("--singles", type=int, default=200, help="of these one at a time")
-    parser.add_argument("--student", type=os.path.abspath, help="an export, for encode, daft and resume")
+    parser.add_argument("--student", type=os.path.abspath, help="an export, for encode and resume")
     parser.add_argument("--photos", type=Path, help="a folder of JPEG files; not for resume: of shards")
     parser.add_argument("--pictures", type=int, help="only so many of them")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--daft", type=os.path.abspath, help="a Python with daft and what a search needs")
     parser.add_argument("--small-grid", action="store_true")
     parser.add_argument("--cache-dir", type=os.path.abspath, help="of the grid (default: each engine's own)")
     args = parser.parse_args()
@@ -324,14 +320,12 @@ def main() -> None:
 
         if "milvus" in args.parts:
             keep("milvus", milvus(folder, args.codes, args.queries, args.singles))
-        if {"encode", "daft", "resume"} & set(args.parts):
+        if {"encode", "resume"} & set(args.parts):
             n = shards_of(args.photos, args.pictures, shards := folder / "shards")
             for workers in args.workers:
-                for engine in [engine for engine in ("encode", "daft") if engine in args.parts]:
-                    out = folder / f"{engine}_{workers}"
-                    daft = args.daft if engine == "daft" else None
-                    row = encoding(args.student, shards, n, out, workers, daft)
-                    keep(f"{engine}, {args.photos.name}, {workers} workers", row)
+                if "encode" in args.parts:
+                    row = encoding(args.student, shards, n, folder / f"encode_{workers}", workers)
+                    keep(f"encode, {args.photos.name}, {workers} workers", row)
             if "resume" in args.parts:
                 keep("resume", resume(args.student, args.photos, shards, folder, n))
         if "grid" in args.parts:

@@ -17,8 +17,8 @@ WORKERS = 4
 CHUNK = 64  # images a task of the pool
 
 
-def digest_of(content) -> np.ndarray:
-    """SHA-256 of bytes or of a contiguous array, uint8 [32]."""
+def digest_of(content: bytes | memoryview) -> np.ndarray:
+    """SHA-256, uint8 [32]."""
     return np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
 
 
@@ -30,8 +30,8 @@ def _joined(names: Sequence[str]) -> bytes:
 def content_fingerprint(names: Sequence[str], digests: np.ndarray, upright: bool) -> str:
     """Hash of what images are called and hold and how they are shown; not of where they lie or since when."""
     digest = hashlib.sha256(b"upright" if upright else b"as stored")
-    digest.update(digest_of(_joined(names)))
-    digest.update(np.ascontiguousarray(digests))
+    digest.update(digest_of(_joined(names)).data)
+    digest.update(np.ascontiguousarray(digests).data)
     return digest.hexdigest()
 
 

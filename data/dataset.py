@@ -26,7 +26,7 @@ class HashingData:
             training, only to judge.
         k: the field's cut-off for mAP@k on this set, or the size of a smaller database.
         crop: False resizes to size x size for evaluation; True resizes the short side, then crops the centre.
-        val_database: what validation queries search; the database, unless they were taken out of it.
+        val_database: what validation queries search; left empty, the database.
         decoded: every image was decoded while loading, or never needs to be.
         flip: whether a mirrored image means the same (photographs yes, digits no).
         title: what tables and figures call it: the name, and of one's own images which.
@@ -43,13 +43,13 @@ class HashingData:
     k: int
     crop: bool = True
     flip: bool = True
-    val_database: np.ndarray | None = None
+    val_database: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     notes: list[str] = field(default_factory=list)
     decoded: bool = False
     title: str = ""
 
-    def __post_init__(self):
-        if self.val_database is None:
+    def __post_init__(self) -> None:
+        if not len(self.val_database):
             object.__setattr__(self, "val_database", self.database)
         object.__setattr__(self, "title", self.title or self.name)
         object.__setattr__(self, "k", min(self.k, len(self.database)))

@@ -1,6 +1,8 @@
 """A data set's features by one backbone: from the cache, or extracted into it."""
 
+import argparse
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,13 @@ import torch
 
 from data import transforms
 from data.dataset import HashingData
-from data.views import Bank, Share, eval_batches, view_batches
+from data.views import Bank, Engine, Share, eval_batches, view_batches
+from models.backbones import FrozenBackbone
 from models.engines import ENGINES, PRECISIONS, check_precision, choose_engine, engine_version, make_engine
 from utils import distributed
 from utils.cache import FeatureCache
 from utils.devices import CHOICES
-from utils.options import COLUMN, FREE, NEW_FEATURES, one_of, parse_size, view_count, whole
+from utils.options import COLUMN, FREE, NEW_FEATURES, Parser, one_of, parse_size, view_count, whole
 from utils.pipeline import one_late, prefetch
 
 BATCH = 64
@@ -23,7 +26,6 @@ class Extractor:
     """Features of one data set by one frozen backbone.
 
     Args:
-        backbone: module from uint8 images to features, with ``dim`` and ``describe()``.
         size: height and width of what the backbone sees, in pixels.
         engine, precision: "auto" or a name; see ``choose_engine``.
         view_seed: of the bank of views (and of nothing else), so that runs of all seeds share one bank.
@@ -32,7 +34,7 @@ class Extractor:
     def __init__(
         self,
         data: HashingData,
-        backbone,
+        backbone: FrozenBackbone,
         device: torch.device,
         cache: FeatureCache,
         size: int = transforms.SIZE,
@@ -44,7 +46,7 @@ class Extractor:
         self.data, self.backbone, self.device, self.cache = data, backbone, device, cache
         self.size, self.view_seed, self.workers = size, view_seed, workers
         self.engine_name, self.precision = choose_engine(engine, precision, device)
-        self._engine = None
+        self._engine: Engine | None = None
 
     def engine(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, S, S] -> features [B, dim]; compiled when first used, since a full cache never needs it."""
@@ -54,8 +56,8 @@ class Extractor:
                 check_precision(self._engine, self.backbone, self.device, images)
         return self._engine(images)
 
-    def _facts(self, rows: np.ndarray, **more) -> dict:
-        rows_hash = hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64)).hexdigest()
+    def _facts(self, rows: np.ndarray, **more: object) -> dict:
+        rows_hash = hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).data).hexdigest()
         return {
             "dataset": self.data.name,
             "images": self.data.source.fingerprint,
@@ -76,7 +78,7 @@ class Extractor:
         """Features of images ``rows`` under the evaluation transform; one cache entry for all that the split uses."""
         used = np.unique(np.concatenate([self.data.train, self.data.database, self.data.val, self.data.test]))
 
-        def extract(start: int):
+        def extract(start: int) -> Iterator[torch.Tensor]:
             batches = eval_batches(self.data, used, self.size, BATCH, self._part(start))
             return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
@@ -89,11 +91,11 @@ class Extractor:
         )
         return RowsOf(features, np.searchsorted(used, rows))
 
-    def bank(self, n_views: int, quarters: int = 0) -> np.memmap:
+    def bank(self, n_views: int, quarters: int = 0) -> np.ndarray:
         """Features of views 0..n_views-1 of the training images, rotated by ``quarters``, [n_views, n, dim]."""
         n, bank = len(self.data.train), Bank(n_views, self.view_seed, quarters)
 
-        def extract(start: int):
+        def extract(start: int) -> Iterator[torch.Tensor]:
             batches = view_batches(self.data, bank, self.size, BATCH, self.device, self._part(start))
             return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
 
@@ -125,7 +127,7 @@ class RowsOf:
         return self.array[self.rows[part]]
 
 
-def add_feature_arguments(parser) -> None:
+def add_feature_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("features")
     group.add_argument(
         "--views",
@@ -152,7 +154,9 @@ def add_feature_arguments(parser) -> None:
     )
 
 
-def extractor(args, data: HashingData, backbone, device: torch.device, size: int | None = None) -> Extractor:
+def extractor(
+    args: argparse.Namespace, data: HashingData, backbone: FrozenBackbone, device: torch.device, size: int | None = None
+) -> Extractor:
     return Extractor(
         data,
         backbone,

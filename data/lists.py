@@ -106,7 +106,8 @@ def _read_rows(file: Path, n_labels: int | None) -> tuple[list[str], np.ndarray,
             raise UserError(f"{file}:{number}: {_trailing_labels(line)} labels, {width} are needed")
         rows.append(_labels_of(file, number, words, width))
         names.append(name)
-    return names, _matrix(rows, width), [str(i) for i in range(width)]
+    labels = _matrix(rows, len(rows[0]))
+    return names, labels, [str(i) for i in range(labels.shape[1])]
 
 
 def _read_two_files(file: Path) -> tuple[list[str], np.ndarray, list[str]]:

@@ -1,5 +1,7 @@
 """Data sets, one a file, and the transforms that all of them share."""
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from data import cifar10, digits, folder, from_lists, photos, shards
@@ -8,18 +10,21 @@ from data.features import add_feature_arguments
 from data.protocols import PROTOCOLS, Protocol
 from utils.options import COLUMN, FREE, Parser, one_of, whole
 
+# From options, the folder of the data set, and a teacher's sample of photos.
+Loader = Callable[[argparse.Namespace, Path, Path | None], HashingData]
 
-def _from_lists(protocol: Protocol):
+
+def _from_lists(protocol: Protocol) -> Loader:
     return lambda args, root, _: from_lists.load(
         protocol, root, args.lists_dir, args.drop_leaks, args.split_seed, _cache_dir(args)
     )
 
 
-def _cache_dir(args) -> Path | None:
+def _cache_dir(args: argparse.Namespace) -> Path | None:
     return getattr(args, "cache_dir", None)  # commands that extract no features have none
 
 
-DATASETS = {
+DATASETS: dict[str, Loader] = {
     "cifar10": lambda args, root, _: cifar10.load(root),
     "digits": lambda args, root, _: digits.load(limit=args.limit),
     "folder": lambda args, root, _: folder.load(
@@ -33,7 +38,7 @@ DATASETS = {
 }
 
 
-def add_data_arguments(parser) -> None:
+def add_data_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset", type=one_of(DATASETS), default="digits", help=f"one of: {', '.join(DATASETS)}", marks={COLUMN}
@@ -65,7 +70,7 @@ def input_parser() -> Parser:
     return parser
 
 
-def load_data(args, teacher: Path | None = None) -> HashingData:
+def load_data(args: argparse.Namespace, teacher: Path | None = None) -> HashingData:
     """The data set that a command line names; prints what it holds.
 
     Args:

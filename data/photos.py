@@ -118,7 +118,7 @@ def _sample(root: Path, names: list[str], size: int, seed: int, cache_dir: Path 
     file = cache_dir / f"photos_{key}.json" if cache_dir else None
     if file and file.exists():
         kept = read_json(file)
-        answer = kept.get("answer")
+        answer = kept.get("answer", {})
         if kept.get("checksum") != _checksum(answer):
             raise UserError(f"{file}: damaged; delete it, and the pictures are looked at again")
     else:
@@ -134,13 +134,16 @@ def _sample(root: Path, names: list[str], size: int, seed: int, cache_dir: Path 
     return answer["names"], notes
 
 
-def _checksum(answer) -> str:
+def _checksum(answer: dict) -> str:
     return hashlib.sha256(json.dumps(answer).encode()).hexdigest()
 
 
 def _draw(root: Path, names: list[str], size: int, cache_dir: Path | None) -> dict:
     """The first ``size`` of ``names`` that are whole and new, why others are broken, and how many are copies."""
-    kept, broken, digests, copies = [], [], set(), 0
+    kept: list[str] = []
+    broken: list[str] = []
+    digests: set[bytes] = set()
+    copies = 0
     while names and len(kept) < size:
         part, names = names[: size - len(kept)], names[size - len(kept) :]
         source = FileImages(root, part, upright=True, cache_dir=cache_dir)

@@ -9,11 +9,17 @@ whole rows and one small matrix product a block, so that cost follows the image'
 crop cuts off is never computed, however long an image is.
 """
 
+from collections.abc import Callable
+
 import torch
 
 BLOCK = 8  # output pixels that share a gather
 MOST_SHIFT = 22  # binary places of a weight, at most
 TOP = 2**16 - 1  # twice a weight's limit: the largest is to stay below 2^15 when rounded
+
+# Of two sizes. Where an export leaves them open they are SymInts, which a shape's type calls int: so do these.
+_least: Callable[[int, int], int] = torch.sym_min  # type: ignore[assignment]
+_most: Callable[[int, int], int] = torch.sym_max  # type: ignore[assignment]
 
 
 def resize(image: torch.Tensor, size: int, short: int | None) -> torch.Tensor:
@@ -26,7 +32,7 @@ def resize(image: torch.Tensor, size: int, short: int | None) -> torch.Tensor:
     new_height = new_width = size
     top = left = 0
     if short is not None:
-        side = torch.sym_min(height, width)
+        side = _least(height, width)
         new_height, new_width = short * height // side, short * width // side
         top, left = _middle(new_height, size), _middle(new_width, size)
     first = _first(torch.arange(1) + top, height, new_height)
@@ -48,29 +54,29 @@ def _middle(length: int, size: int) -> int:
 
 def _first(i: torch.Tensor, n: int, m: int) -> torch.Tensor:
     """First source pixel that output ``i`` may need."""
-    return ((2 * i + 1) * n - 2 * torch.sym_max(n, m) + m).clamp(min=0) // (2 * m)
+    return ((2 * i + 1) * n - 2 * _most(n, m) + m).clamp(min=0) // (2 * m)
 
 
 def _reach(count: int, n: int, m: int) -> int:
     """How many source pixels ``count`` outputs in a row may need."""
-    return ((count - 1) * n + 2 * torch.sym_max(n, m)) // m + 2
+    return ((count - 1) * n + 2 * _most(n, m)) // m + 2
 
 
 def _triangle(i: torch.Tensor, j: torch.Tensor, n: int, m: int) -> torch.Tensor:
     """Weight of pixel ``j`` in output ``i``, in units of 1 / (2 max(n, m)), before they are made to sum to 1."""
     distance = ((2 * j + 1) * m - (2 * i + 1) * n).abs()
-    return (2 * torch.sym_max(n, m) - distance).clamp(min=0) * (j < n)
+    return (2 * _most(n, m) - distance).clamp(min=0) * (j < n)
 
 
 def _shift(n: int, m: int) -> torch.Tensor:
     """Binary places of the weights: as many as leave the largest below 2^15. Enlarging has a 1 among them: 14."""
-    i = torch.arange((m - 1) * torch.sym_min(1, n // m) + 1)[:, None]
+    i = torch.arange((m - 1) * _least(1, n // m) + 1)[:, None]
     weights = _triangle(i, _first(i, n, m) + torch.arange(_reach(1, n, m)), n, m)
     largest = weights.amax(1, keepdim=True) * 4 * 2 ** torch.arange(MOST_SHIFT) // weights.sum(1, keepdim=True)
     return (largest < TOP).sum(1).amin(0)
 
 
-def _shrink(x: torch.Tensor, n: int, m: int, start: int, size: int, origin=0) -> torch.Tensor:
+def _shrink(x: torch.Tensor, n: int, m: int, start: int, size: int, origin: torch.Tensor | int = 0) -> torch.Tensor:
     """Resize the first dimension of uint8 [rows, a, b] from n to m and give outputs start..start+size.
 
     Args:

@@ -131,17 +131,16 @@ def index_shard(shard: Path) -> ShardIndex:
                 if not member.isfile() or not key:
                     continue
                 if f".{ending.lower()}" in IMAGE_SUFFIXES:
-                    members, value = images, (member.name, member.offset_data, member.size)
-                elif ending == "cls":
-                    text = tar.extractfile(member).read().decode()
-                    members, value = labels, parse_labels(text, f"{shard}: {member.name}")
+                    twice, images[key] = key in images, (member.name, member.offset_data, member.size)
+                elif ending == "cls" and (content := tar.extractfile(member)):
+                    text = content.read().decode()
+                    twice, labels[key] = key in labels, parse_labels(text, f"{shard}: {member.name}")
                 elif ending == "train":
-                    members, value = marks, True
+                    twice, marks[key] = key in marks, True
                 else:
                     continue
-                if key in members:
+                if twice:
                     raise UserError(f"{shard}: {member.name}: its key comes twice; keys must be unique in a shard")
-                members[key] = value
         with open(shard, "rb") as file:
             if not ends_here(file, tar.offset):
                 raise UserError(f"{shard}: cut or damaged; write or copy it again")
@@ -189,7 +188,11 @@ def load(root: Path, seed: int = 0, drop_leaks: bool = False, cache_dir: Path | 
             raise UserError(
                 f"{root}: no {part}-*.tar; `python -m scripts.make_shards --out {root}` writes shards of a data set"
             )
-    names, places, labels, rows, marked = [], [], [], {part: [] for part in PARTS}, []
+    names: list[str] = []
+    places: list[tuple[int, int, int]] = []
+    labels: list[list[int]] = []
+    marked: list[bool] = []
+    rows: dict[str, list[int]] = {part: [] for part in PARTS}
     shards = [(part, shard) for part in PARTS for shard in files[part]]
     for number, (part, shard) in enumerate(tqdm(shards, "reading shards", unit="shard", leave=False)):
         index, first = index_shard(shard), len(names)
@@ -217,7 +220,10 @@ def load(root: Path, seed: int = 0, drop_leaks: bool = False, cache_dir: Path | 
         source=source,
         labels=matrix,
         classes=[str(i) for i in range(matrix.shape[1])],
-        **parts,
+        train=parts["train"],
+        database=parts["database"],
+        val=parts["val"],
+        test=parts["test"],
         k=K,
         notes=notes + dropped,
         title=f"shards {root.resolve().name}",

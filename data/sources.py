@@ -29,7 +29,9 @@ class ImageSource(Protocol):
     """
 
     names: list[str]
-    stack: torch.Tensor | None
+
+    @property
+    def stack(self) -> torch.Tensor | None: ...
 
     @property
     def digests(self) -> np.ndarray: ...
@@ -61,12 +63,12 @@ class ArrayImages:
 
     @cached_property
     def digests(self) -> np.ndarray:
-        return np.stack([digest_of(image) for image in self.stack.numpy()])
+        return np.stack([digest_of(image.data) for image in self.stack.numpy()])
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every pixel."""
-        return hashlib.sha256(self.stack.numpy()).hexdigest()
+        return hashlib.sha256(self.stack.numpy().data).hexdigest()
 
     def encoded(self, index: int) -> tuple[str, bytes]:
         buffer = io.BytesIO()

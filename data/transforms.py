@@ -77,7 +77,7 @@ class ViewParams:
     gray: torch.Tensor  # [B] bool
     sigma: torch.Tensor  # [B] of the blur, 0 where there is none
 
-    def __getitem__(self, rows) -> "ViewParams":
+    def __getitem__(self, rows: slice | torch.Tensor) -> "ViewParams":
         return ViewParams(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def to(self, device: torch.device) -> "ViewParams":

@@ -3,7 +3,7 @@
 import os
 import tarfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from data.decode import IMAGE_SUFFIXES
 from utils.errors import UserError
@@ -19,7 +19,7 @@ def listing(folder: Path | str, hidden: bool = True) -> tuple[list[str], list[st
         UserError: it can't be read, or holds a link to nothing.
     """
 
-    def refuse(error: OSError):
+    def refuse(error: OSError) -> NoReturn:
         raise UserError(f"{error.filename}: can't be read ({error.strerror}); change its permissions or remove it")
 
     _, *entries = next(os.walk(folder, onerror=refuse))

@@ -5,7 +5,7 @@ of N views is views 0..N-1, kept as features; fresh views are 2e and 2e+1 in epo
 the smaller one, and a resumed run meets the views that it would have met.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +23,7 @@ from utils.seeds import generator
 
 CPU = torch.device("cpu")
 Engine = Callable[[torch.Tensor], torch.Tensor]
+BankArray = np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def view_batches(
     """A bank's views, uint8 [B, 3, size, size], view by view: row = view * n + image."""
     n = len(data.train)
 
-    def batches():
+    def batches() -> Iterator[tuple[torch.Tensor, ViewParams]]:
         for view in range(part.start // n, bank.n_views):
             params = view_params(data, view, bank.seed)
             for rows in torch.arange(part.start % n if view == part.start // n else 0, n).split(batch_size):
@@ -124,7 +125,13 @@ class BankedViews:
             nothing; else rows are sent as they are needed.
     """
 
-    def __init__(self, banks: list, seed: int, rotated: list[list] = (), device: torch.device = CPU):
+    def __init__(
+        self,
+        banks: Sequence[BankArray],
+        seed: int,
+        rotated: Sequence[Sequence[BankArray]] = (),
+        device: torch.device = CPU,
+    ):
         self.seed, self.device, self.resident = seed, device, False
         if device.type == "cuda":
             everything = [*banks, *(bank for four in rotated for bank in four)]
@@ -132,7 +139,7 @@ class BankedViews:
             self.resident = size <= torch.cuda.mem_get_info(device)[0] / 2
         hold = (lambda bank: torch.as_tensor(np.array(bank)).to(device)) if self.resident else (lambda bank: bank)
         self.banks, self.rotated = [hold(b) for b in banks], [[hold(b) for b in four] for four in rotated]
-        self.n_views, self.n = banks[0].shape[:2]
+        self.n_views, self.n = banks[0].shape[0], banks[0].shape[1]
         if self.n_views < 2:
             raise UserError(
                 f"--views {self.n_views}: a pair needs at least 2 views an image; 0 makes new ones each epoch"
@@ -157,7 +164,7 @@ class BankedViews:
                 [torch.stack([self._rows(bank, columns[2], index) for bank in four]) for four in self.rotated],
             )
 
-    def _rows(self, bank, views: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _rows(self, bank: BankArray, views: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """[..., D] of ``bank`` [N, n, D], on the device."""
         rows = bank[views, index]
         return rows.float() if self.resident else to_device(torch.as_tensor(rows), self.device).float()

@@ -1,5 +1,7 @@
 """Bi-half Net: hashing with maximal bit entropy."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +13,7 @@ class _HalfHalf(torch.autograd.Function):
     """Each bit +1 for the upper half of the batch, -1 for the lower: the optimal transport to a fair coin."""
 
     @staticmethod
-    def forward(ctx, logits: torch.Tensor, pull: float) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, pull: float) -> torch.Tensor:
         rank = logits.argsort(dim=0, descending=True).argsort(dim=0)  # [B, b]
         codes = torch.where(rank < len(logits) / 2, 1.0, -1.0)
         ctx.save_for_backward(logits, codes)
@@ -19,7 +21,7 @@ class _HalfHalf(torch.autograd.Function):
         return codes
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits, codes = ctx.saved_tensors
         return gradient + ctx.pull * (logits - codes) / codes.numel(), None
 

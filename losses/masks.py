@@ -1,6 +1,7 @@
 """Clusters of the teacher's codes and the bit masks made of them (He et al., WWW 2024, arXiv 2403.06071)."""
 
 import numpy as np
+import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
@@ -12,7 +13,9 @@ TRIED, TRIED_STARTS, TRIED_IMAGES = (5, 10, 20, 50, 100, 200), 3, 5000  # what -
 MASK_RULES = ("decided", "undecided")
 
 
-def cluster_codes(codes, n_clusters: int, seed: int = 0, n_starts: int = N_STARTS) -> tuple[np.ndarray, np.ndarray]:
+def cluster_codes(
+    codes: np.ndarray | torch.Tensor, n_clusters: int, seed: int = 0, n_starts: int = N_STARTS
+) -> tuple[np.ndarray, np.ndarray]:
     """K-means (k-means++) on codes.
 
     Args:
@@ -39,7 +42,7 @@ def cluster_codes(codes, n_clusters: int, seed: int = 0, n_starts: int = N_START
     return labels, cluster_means(codes, labels, n_clusters).astype(np.float32)
 
 
-def choose_clusters(codes, seed: int = 0) -> int:
+def choose_clusters(codes: np.ndarray | torch.Tensor, seed: int = 0) -> int:
     """The number of clusters of codes [n, b] with the highest mean silhouette (Rousseeuw, 1987), no labels asked: of
     ``TRIED``, as far as there are so many different codes; k-means of 3 starts, silhouettes of at most 5,000 images.
 
@@ -55,10 +58,12 @@ def choose_clusters(codes, seed: int = 0) -> int:
             found[k] = silhouette_score(codes, labels, sample_size=min(TRIED_IMAGES, len(codes)), random_state=seed)
     if not found:
         raise UserError(f"--clusters auto: the teacher gives only {distinct} different codes; name a number")
-    return max(found, key=found.get)
+    return max(found, key=lambda k: found[k])
 
 
-def bit_masks(codes, labels, n_clusters: int, margin: float, rule: str = MASK_RULES[0]) -> np.ndarray:
+def bit_masks(
+    codes: np.ndarray | torch.Tensor, labels: np.ndarray, n_clusters: int, margin: float, rule: str = MASK_RULES[0]
+) -> np.ndarray:
     """Which bits mean something in each cluster.
 
     Bits are independent, so one whose mean over a cluster is near 0 carries nothing there.

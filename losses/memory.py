@@ -20,7 +20,7 @@ def random_memory(n_data: int, feat_dim: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def remember(memory: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, momentum: float) -> None:
+def remember(memory: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, momentum: float | torch.Tensor) -> None:
     """memory[index] <- normalised momentum * memory[index] + (1 - momentum) * rows; [n, f], [B], [B, f]."""
     memory[index] = F.normalize(memory[index] * momentum + rows * (1 - momentum), dim=1)
 
@@ -61,6 +61,10 @@ class MemoryLoss(nn.Module):
         temperature: divides similarities.
         momentum: share of the memory that an update keeps.
     """
+
+    memory_student: torch.Tensor
+    memory_teacher: torch.Tensor
+    z: torch.Tensor
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from losses.crcd import CRCDLoss
 from losses.crd import CRDLoss
 from losses.kl import KLLoss
 from losses.masks import MASK_RULES
+from losses.memory import MemoryLoss
 from losses.nt_xent import TEMPERATURE
 from losses.packd import PACKDLoss
 from losses.pkt import PKTLoss
@@ -106,6 +107,10 @@ def nearest_centroid(codes: torch.Tensor, centroids: torch.Tensor) -> torch.Tens
 class BRCD(nn.Module):
     """BRCD on a batch: the masks of the images' clusters, and the clusters of their augmentations."""
 
+    cluster: torch.Tensor
+    centroids: torch.Tensor
+    masks: torch.Tensor
+
     def __init__(self, knowledge: Knowledge, options: BRCDOptions = BRCDOptions()):
         super().__init__()
         alpha = 0.0 if not options.individual else 1.0 if not options.structural else options.alpha
@@ -141,7 +146,7 @@ class OnCodes(nn.Module):
         return {"distillation": self.loss(binarize(batch.student[0]), binarize(batch.teacher[0]))}
 
 
-def draw_others(index: torch.Tensor, count: int, n_data: int, draw: torch.Generator) -> torch.Tensor:
+def draw_others(index: torch.Tensor, count: int, n_data: int, draw: torch.Generator | None) -> torch.Tensor:
     """[B] -> [B, count] positions among the training images, uniform, never the image's own."""
     others = to_device(torch.randint(n_data - 1, (len(index), count), generator=draw), index.device)
     return others + (others >= index[:, None])
@@ -154,7 +159,7 @@ class WithMemory(nn.Module):
         own_first: whether the loss wants each image's own position before those of the others.
     """
 
-    def __init__(self, loss: nn.Module, n_negatives: int, own_first: bool):
+    def __init__(self, loss: MemoryLoss | PACKDLoss, n_negatives: int, own_first: bool):
         super().__init__()
         self.loss, self.n_negatives, self.own_first = loss, n_negatives, own_first
 
@@ -168,7 +173,7 @@ class WithMemory(nn.Module):
 class OnRotations(nn.Module):
     """SSKD: codes of a view and its three rotations."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.loss = SSKDLoss()
 
@@ -176,6 +181,7 @@ class OnRotations(nn.Module):
         student, teacher = (
             binarize(rotated).transpose(0, 1).flatten(0, 1)  # [4, B, b] -> [4 B, b]
             for rotated in (batch.student_rotated, batch.teacher_rotated)
+            if rotated is not None
         )
         return {"distillation": self.loss(student, teacher)}
 
@@ -201,7 +207,7 @@ def _on_codes(loss: Callable[[], nn.Module]) -> Method:
     return Method(lambda **_: OnCodes(loss()))
 
 
-def _with_memory(loss: Callable[..., nn.Module], own_first: bool, **fixed) -> Method:
+def _with_memory(loss: Callable[..., MemoryLoss | PACKDLoss], own_first: bool, **fixed: int) -> Method:
     return Method(lambda bits, n_data, **_: WithMemory(loss(bits, bits, n_data, **fixed), NEGATIVES, own_first))
 
 

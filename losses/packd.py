@@ -21,6 +21,9 @@ class PACKDLoss(nn.Module):
         momentum: share of the memory that an update keeps; the first epoch (n_data images) keeps nothing.
     """
 
+    memory: torch.Tensor
+    seen: torch.Tensor
+
     def __init__(
         self,
         student_dim: int,

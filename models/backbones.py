@@ -6,7 +6,7 @@ the scaling that each was trained with.
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from utils.files import file_lock
 from utils.seeds import seeded
 
 SMALLEST = 8  # pixels a side
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel in 0..1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FEATURES = ("auto", "logits", "pooled")
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 0..255
@@ -43,7 +44,7 @@ class Backbone:
     last: str
     dim: int
     load: Callable[[], dict[str, torch.Tensor]]
-    scaling: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    scaling: Scaling = IMAGENET
     licence: str = "BSD-3-Clause"
 
 
@@ -129,7 +130,10 @@ class FrozenBackbone(nn.Module):
         pretrained: False for random weights, which no result may come from.
     """
 
-    def __init__(self, name: str, network: nn.Module, scaling, features: str, dim: int, pretrained: bool):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, name: str, network: nn.Module, scaling: Scaling, features: str, dim: int, pretrained: bool):
         super().__init__()
         self.name, self.features, self.dim, self.pretrained = name, features, dim, pretrained
         mean, std = scaling
@@ -209,9 +213,7 @@ def build_backbone(name: str, weights: str = "pretrained", features: str = "auto
             ) from None
     features = features if features != "auto" else ("logits" if spec.logits else "pooled")
     if features == "pooled":
-        parent, _, child = spec.last.rpartition(".")
-        holder = network.get_submodule(parent)
-        setattr(holder, child, nn.Identity()) if not child.isdigit() else holder.__setitem__(int(child), nn.Identity())
+        network.set_submodule(spec.last, nn.Identity())
     return FrozenBackbone(
         name,
         network,
@@ -235,7 +237,7 @@ def check_size(name: str, size: int) -> None:
         raise UserError(f"{name} cannot take images of {size} pixels ({first_line(error)}); 224 always works") from None
 
 
-def _batch_norms(backbone: nn.Module) -> dict[str, nn.Module]:
+def _batch_norms(backbone: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
     return {n: m for n, m in backbone.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
 
 
@@ -255,7 +257,7 @@ def set_batch_norm_statistics(backbone: FrozenBackbone, statistics: dict[str, to
 
 
 @torch.no_grad()
-def recalibrate_batch_norm(backbone: FrozenBackbone, batches, device: torch.device) -> None:
+def recalibrate_batch_norm(backbone: FrozenBackbone, batches: Iterable[torch.Tensor], device: torch.device) -> None:
     """Re-estimate every BatchNorm's statistics as the plain mean over ``batches`` of uint8 images; once, in place.
 
     Only BatchNorm sees train mode: dropout and stochastic depth stay off. The backbone's hash changes with it.

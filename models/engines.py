@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
+from models.backbones import FrozenBackbone
 from utils import distributed
 from utils.devices import to_device
 from utils.errors import UserError
@@ -33,7 +34,7 @@ class TorchEngine:
     def __init__(self, backbone: nn.Module, device: torch.device, precision: torch.dtype, compiled: bool = False):
         if precision != torch.float32:
             backbone = with_weights_in(backbone, precision)
-        self.module = backbone.to(device, memory_format=torch.channels_last)
+        self.module = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.precision = device, precision
         if compiled:
             self.module = torch.compile(self.module)
@@ -93,7 +94,9 @@ class OpenVINOEngine:
         return torch.cat(parts)
 
 
-def check_precision(engine: Callable, backbone: nn.Module, device: torch.device, images: torch.Tensor) -> None:
+def check_precision(
+    engine: Callable[[torch.Tensor], torch.Tensor], backbone: FrozenBackbone, device: torch.device, images: torch.Tensor
+) -> None:
     """Hold an engine of half precision against float32 on a few images.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from types import UnionType
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ from utils.files import read_json
 
 FORMAT = 1
 MODEL, CARD = "model.onnx", "card.json"
-KEYS = {
+KEYS: dict[str, type | UnionType] = {
     "role": str,
     "bits": int,
     "method": str,
@@ -140,7 +141,7 @@ def read_card(folder: Path) -> dict:
     return card
 
 
-def _is(value, kind) -> bool:
+def _is(value: object, kind: type | UnionType) -> bool:
     return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)  # to Python True is a number
 
 

@@ -1,7 +1,9 @@
 """The trained part: a small head from frozen features to bits, and the checkpoint that describes itself."""
 
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +15,14 @@ from utils.seeds import seeded
 KIND, FORMAT = "brcd-hash-head", 1
 HEADS = ("linear", "mlp")
 MOST_BITS = 1 << 16
+
+
+class Sliceable(Protocol):
+    """Features [n, dim] in order: a tensor, an array, a memory map, or what slices like one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> torch.Tensor | np.ndarray: ...
 
 
 class HashHead(nn.Module):
@@ -41,8 +51,8 @@ class HashHead(nn.Module):
         return self.layers(features)
 
     @torch.no_grad()
-    def encode(self, features, batch_size: int = 8192) -> torch.Tensor:
-        """Features [n, dim] (tensor, array or memory map) -> codes int8 [n, bits] in {-1, +1}, on the CPU."""
+    def encode(self, features: Sliceable, batch_size: int = 8192) -> torch.Tensor:
+        """Features [n, dim] -> codes int8 [n, bits] in {-1, +1}, on the CPU."""
         device = next(self.parameters()).device
         codes = []
         for start in range(0, len(features), batch_size):
@@ -56,7 +66,7 @@ def student_head(backbone: FrozenBackbone) -> str:
     return "mlp" if backbone.features == "logits" else "linear"
 
 
-def save_head(path: Path, head: HashHead, **facts) -> None:
+def save_head(path: Path, head: HashHead, **facts: object) -> None:
     """Write a checkpoint: the head, its configuration, and whatever else describes it (plain values)."""
     state = {name: tensor.detach().cpu() for name, tensor in head.state_dict().items()}
     save_atomically(path, {"kind": KIND, "format": FORMAT, "config": head.config, "state": state, **facts})

@@ -35,7 +35,7 @@ def itq_head(features: torch.Tensor, bits: int, seed: int = 0) -> HashHead:
         u, _, vh = torch.linalg.svd(codes.T @ projected)
         rotation = (u @ vh).T  # orthogonal Procrustes: the rotation that brings the projections nearest to the codes
     head = HashHead(features.shape[1], bits, "linear")
-    layer = head.layers[0]
-    layer.weight.copy_((directions @ rotation).T)
-    layer.bias.copy_(-(mean @ directions @ rotation))
+    weight, bias = head.parameters()
+    weight.copy_((directions @ rotation).T)
+    bias.copy_(-(mean @ directions @ rotation))
     return head

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 
 from models.backbones import FrozenBackbone, build_backbone, hash_state, set_batch_norm_statistics
 from models.heads import HashHead, load_head
@@ -14,8 +15,8 @@ SELECTED_BY = {"teacher": ("map",), "student": ("sshp", "ashp")}
 
 # What must be in a run's args.yaml beside options of data and features (``data.load.input_parser``); the last of all,
 # alphabetically, tells a file that was cut.
-_COMMON = {"hashing": str, "seed": int, "size": int, "workers": int}
-NEEDED = {
+_COMMON: dict[str, type | UnionType] = {"hashing": str, "seed": int, "size": int, "workers": int}
+NEEDED: dict[str, dict[str, type | UnionType]] = {
     "teacher": _COMMON | {"weights": str},
     "student": _COMMON | {"student_weights": str, "student_size": int | None, "method": str, "teacher": str},
 }
@@ -101,16 +102,16 @@ def read_run(folder: Path) -> Trained:
     if "teacher" not in args:
         return _read(folder, args, "teacher")
     try:
-        teacher = read_teacher(str(args["teacher"]))
+        teacher = read_teacher(Path(str(args["teacher"])))
     except UserError as error:
         raise UserError(f"{folder}: its teacher (in args.yaml): {error}") from None
     student = _read(folder, args, "student", teacher)
-    known, now = student.facts.get("teacher"), student.teacher.head_hash
+    known, now = student.facts.get("teacher"), teacher.head_hash
     if known is None:
         print(f"note: {folder} was trained before runs recorded their teacher's head; it is taken on trust")
     elif known != now:
         raise UserError(
-            f"{folder}: was taught by another head than {student.teacher.folder} has now (hash {known[:12]}, now "
+            f"{folder}: was taught by another head than {teacher.folder} has now (hash {known[:12]}, now "
             f"{now[:12]}); put that teacher back, or train the student again"
         )
     return student
@@ -129,7 +130,8 @@ def _read(folder: Path, args: dict, role: str, teacher: Trained | None = None) -
     if lacking:
         raise UserError(f"{folder}/args.yaml: damaged, no usable {some(lacking)}; train that run again")
     read_summary(folder)
-    heads, facts = {}, {}
+    heads: dict[str, HashHead] = {}
+    facts: dict = {}
     for metric in SELECTED_BY[role]:
         file = Path(folder) / best_file(metric)
         heads[metric], own = load_head(file)

@@ -1,6 +1,7 @@
 """Packed binary codes and search by Hamming distance."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import faiss
 import numpy as np
@@ -8,15 +9,19 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import read_arrays, written_aside
 
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = "np.ndarray | torch.Tensor"  # PyTorch, which takes seconds to import, is not needed here
 TRAINING_CODES = "train_codes.npz"  # in a run folder
 
 
-def to_array(codes) -> np.ndarray:
-    """A tensor on any device, or an array, as an array; PyTorch, which takes seconds to import, is not needed here."""
+def to_array(codes: Array) -> np.ndarray:
+    """A tensor on any device, or an array, as an array."""
     return codes.numpy(force=True) if hasattr(codes, "numpy") else np.asarray(codes)
 
 
-def pack(codes) -> np.ndarray:
+def pack(codes: Array) -> np.ndarray:
     """Codes [n, b] (positive or zero: 1, negative: 0) -> uint8 [n, ceil(b/8)], the first bit highest.
 
     sign(0) = +1, as in ``binarize``. Where 8 does not divide b the last byte is filled with zeros, in every code
@@ -46,12 +51,13 @@ def hamming_topk(query: np.ndarray, database: np.ndarray, k: int) -> tuple[np.nd
     if query.shape[1] != database.shape[1]:
         raise ValueError(f"queries of {query.shape[1]} bytes, database of {database.shape[1]}")
     index = faiss.IndexBinaryFlat(8 * database.shape[1])
-    index.use_heap = False  # counting, not a heap: faster, and ties keep the database's order
+    # Counting, not a heap: faster, and ties keep the database's order.
+    index.use_heap = False  # type: ignore[attr-defined]
     index.add(np.ascontiguousarray(database))
     return index.search(np.ascontiguousarray(query), k)
 
 
-def write_training_codes(run: Path, codes) -> None:
+def write_training_codes(run: Path, codes: Array) -> None:
     """Keep a network's codes of the training images, [n, b], with its run."""
     with written_aside(run / TRAINING_CODES) as file:
         np.savez(file, codes=pack(codes), bits=codes.shape[1])

@@ -1,7 +1,9 @@
 """What is compiled: counting bits, and the scan of many queries. Apart, since importing numba takes a while."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -15,17 +17,17 @@ CHUNK = 64  # codes whose least distance is looked at first
 
 
 @intrinsic
-def popcount(typing, word):
+def popcount(typing: Any, word: Any) -> tuple[Any, Callable]:
     """How many bits of a uint64 are 1: one machine instruction."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return word(word), generate
 
 
 @njit(cache=CAN_CACHE)
-def _distance(query, code):
+def _distance(query: np.ndarray, code: np.ndarray) -> np.uint64:
     total = np.uint64(0)
     for w in range(len(query)):
         total += popcount(np.uint64(query[w] ^ code[w]))
@@ -33,7 +35,7 @@ def _distance(query, code):
 
 
 @njit(cache=CAN_CACHE)
-def _least(query, codes):
+def _least(query: np.ndarray, codes: np.ndarray) -> np.uint64:
     """The least distance in a chunk of codes."""
     least = np.uint64(1 << 32)
     for i in range(len(codes)):
@@ -42,7 +44,7 @@ def _least(query, codes):
 
 
 @njit(cache=CAN_CACHE)
-def _least_of_one_word(query, codes):
+def _least_of_one_word(query: np.unsignedinteger, codes: np.ndarray) -> np.uint64:
     """The same for codes [m] of one word each: eight at once where the processor can."""
     least = np.uint64(1 << 32)
     for i in range(len(codes)):
@@ -51,7 +53,7 @@ def _least_of_one_word(query, codes):
 
 
 @njit(nogil=True, cache=CAN_CACHE)
-def scan(queries, database, k, bins, distances, rows):
+def scan(queries: np.ndarray, database: np.ndarray, k: int, bins: int, distances: np.ndarray, rows: np.ndarray) -> None:
     """Fill distances int32 and rows int64 [q, k] with the nearest, ascending, ties in the database's order.
 
     As in a counting search, every distance has its list of rows. As soon as k codes are within a distance, no later one

@@ -14,11 +14,10 @@ the whole's result.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numba import njit, prange
 from scipy.special import gammaln
 
-from retrieval.codes import hamming_topk, pack, to_array
+from retrieval.codes import Array, hamming_topk, pack, to_array
 from retrieval.compiled import CAN_CACHE, popcount
 from utils import distributed
 
@@ -26,7 +25,7 @@ DENOMINATORS = ("retrieved", "min", "total")
 TIES = ("stable", "expected")
 
 
-def multi_hot(labels: np.ndarray | torch.Tensor) -> np.ndarray:
+def multi_hot(labels: Array) -> np.ndarray:
     """Labels as 0/1 [n, L]: class numbers [n] become one-hot, 0/1 rows stay."""
     labels = to_array(labels)
     if labels.ndim == 2:
@@ -36,7 +35,8 @@ def multi_hot(labels: np.ndarray | torch.Tensor) -> np.ndarray:
 
 def _same_width(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     width = max(a.shape[1], b.shape[1])
-    return tuple(np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))
+    a, b = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))
+    return a, b
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Histograms:
     relevant: np.ndarray
 
 
-def distance_histograms(query_codes, database_codes, query_labels, database_labels) -> Histograms:
+def distance_histograms(
+    query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array
+) -> Histograms:
     """Count the database by distance and relevance; no distance is ever stored.
 
     Args:
@@ -77,7 +79,9 @@ def _words(packed: np.ndarray) -> np.ndarray:
 
 
 @njit(parallel=True, nogil=True, cache=CAN_CACHE)
-def count_distances(query, database, query_labels, database_labels, bins):
+def count_distances(
+    query: np.ndarray, database: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray, bins: int
+) -> np.ndarray:
     """int64 [q, bins, 2]: database items by Hamming distance and by whether they share a label bit; uint64 words."""
     counts = np.zeros((len(query), bins, 2), dtype=np.int64)
     for q in prange(len(query)):
@@ -100,7 +104,7 @@ def count_distances(query, database, query_labels, database_labels, bins):
 
 
 @njit(parallel=True, nogil=True, cache=CAN_CACHE)
-def count_shared(query_labels, database_labels, bins):
+def count_shared(query_labels: np.ndarray, database_labels: np.ndarray, bins: int) -> np.ndarray:
     """int64 [q, bins]: database items by how many label bits they share with each query; words are uint64."""
     counts = np.zeros((len(query_labels), bins), dtype=np.int64)
     for q in prange(len(query_labels)):
@@ -112,7 +116,7 @@ def count_shared(query_labels, database_labels, bins):
     return counts
 
 
-def nearest(query_codes, database_codes, k: int) -> np.ndarray:
+def nearest(query_codes: Array, database_codes: Array, k: int) -> np.ndarray:
     """The k nearest of every query by Hamming distance, ties in the database's order: int64 [q, k]."""
     n = len(database_codes)
     mine = distributed.my_shard(n)
@@ -124,7 +128,7 @@ def nearest(query_codes, database_codes, k: int) -> np.ndarray:
     return np.sort(keys, axis=1)[:, :k] % n
 
 
-def relevant_among(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
+def relevant_among(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np.ndarray:
     """Which retrieved items share a label with their query: bool [q, k] for indices [q, k]."""
     query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)  # [., ceil(L/8)]
@@ -134,7 +138,7 @@ def relevant_among(indices: np.ndarray, query_labels, database_labels) -> np.nda
     return relevant
 
 
-def shared_labels(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
+def shared_labels(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np.ndarray:
     """How many labels each retrieved item shares with its query: int [q, k] for indices [q, k]."""
     query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)
@@ -144,7 +148,7 @@ def shared_labels(indices: np.ndarray, query_labels, database_labels) -> np.ndar
     return count
 
 
-def ndcg(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
+def ndcg(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np.ndarray:
     """NDCG@k of ranked lists [q, k] with graded relevance (Jarvelin & Kekalainen, TOIS 2002), float [q].
 
     An item that shares g labels gains 2^g - 1, discounted by log2(rank + 1); divided by what the best order of the
@@ -167,7 +171,7 @@ def ndcg(indices: np.ndarray, query_labels, database_labels) -> np.ndarray:
     return np.divide(gained, ideal, out=np.zeros(len(ideal)), where=ideal > 0)
 
 
-def per_label_precision(indices: np.ndarray, query_labels, database_labels) -> list[float | None]:
+def per_label_precision(indices: np.ndarray, query_labels: Array, database_labels: Array) -> list[float | None]:
     """For each label: of the k retrieved by queries that have it, the share that has it too; None if no query does."""
     query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     asked = [np.flatnonzero(query[:, label]) for label in range(query.shape[1])]
@@ -254,7 +258,7 @@ def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
 def _hypergeometric(h: np.ndarray, total: np.ndarray, good: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """P(h good among ``drawn`` of ``total`` items with ``good`` good ones); 0 where impossible."""
 
-    def log_choose(n, m):
+    def log_choose(n: np.ndarray, m: np.ndarray) -> np.ndarray:
         return gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
 
     possible = (h <= good) & (h <= drawn) & (drawn - h <= total - good)
@@ -264,10 +268,10 @@ def _hypergeometric(h: np.ndarray, total: np.ndarray, good: np.ndarray, drawn: n
 
 
 def mean_average_precision(
-    query_codes,
-    database_codes,
-    query_labels,
-    database_labels,
+    query_codes: Array,
+    database_codes: Array,
+    query_labels: Array,
+    database_labels: Array,
     k: int,
     denominator: str = "retrieved",
     ties: str = "stable",
@@ -303,7 +307,9 @@ def mean_average_precision(
     return float(stable_ap(relevant, n_relevant)[denominator].mean())
 
 
-def retrieval_report(query_codes, database_codes, query_labels, database_labels, k: int) -> dict:
+def retrieval_report(
+    query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array, k: int
+) -> dict:
     """Everything about one search setting in one pass.
 
     Returns:

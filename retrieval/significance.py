@@ -1,5 +1,7 @@
 """Which differences between methods are statistically significant: paired t-tests over seeds, Holm's correction."""
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
@@ -40,7 +42,7 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def reference(methods, against: str | None = None) -> str | None:
+def reference(methods: Collection[str], against: str | None = None) -> str | None:
     """The method that others are compared with: ``against``, or the plain BRCD, or the first with other options."""
     if against:
         return against if against in methods else None

@@ -118,7 +118,7 @@ def _row(result: dict, setting: str, file: Path) -> dict:
 def label(base: str, options: dict, taught: dict) -> str:
     """A run's name: "brcd no-mask margin=0.2 teacher-epochs=50"."""
 
-    def word(name: str, value) -> str:
+    def word(name: str, value: object) -> str:
         return f"no-{name.replace('_', '-')}" if value is False else f"{name.replace('_', '-')}={value}"
 
     words = [word(name, value).replace("variant=", "") for name, value in options.items()]
@@ -134,7 +134,7 @@ def _shorten(table: pd.DataFrame) -> None:
         shared: dict[int, dict] = dict(options)
         for _, students in group[group["base"] != "teacher"].groupby("student"):
             same = {k: v for k, v in _shared(list(students["options"])).items() if k not in OWN}
-            for row, own in students["options"].items():
+            for row, own in zip(students.index, students["options"], strict=True):
                 options[row], shared[row] = {k: v for k, v in own.items() if k not in same}, same
         for row, base, all_taught in group[["base", "taught"]].itertuples():
             left = {k: v for k, v in all_taught.items() if k not in taught}
@@ -202,7 +202,7 @@ def latex(table: pd.DataFrame) -> str:
     return table.map(escape).rename(columns=escape).to_latex(index=False, column_format=form).strip()
 
 
-def swept_value(options: dict, name: str):
+def swept_value(options: dict, name: str) -> float | str | None:
     """Of the hyperparameter ``name`` in a BRCD run with these options of its own; None if it differs in others too."""
     end, at = SWEPT_ENDS.get(name, (None, None))
     if options == end:

@@ -37,9 +37,10 @@ def describe(names: dict[str, int], labels: dict[str, np.ndarray], classes: list
     )
 
 
-def check_lists(parts: dict[str, ImageList], args) -> tuple[dict[str, ImageList], list[str]]:
+def check_lists(parts: dict[str, ImageList], args: argparse.Namespace) -> tuple[dict[str, ImageList], list[str]]:
     """(parts less dropped leaks, problems) of lists that were read without a fault; prints what is worth a note."""
-    problems, notes = [], []
+    problems: list[str] = []
+    notes: list[str] = []
     try:
         parts, notes = without_leaks(parts, args.drop_leaks)
     except UserError as error:
@@ -71,15 +72,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def protocol_of(args) -> Protocol:
+def protocol_of(args: argparse.Namespace) -> Protocol:
     return PROTOCOLS.get(args.dataset, PROTOCOLS["lists"])
 
 
-def root_of(args) -> Path:
+def root_of(args: argparse.Namespace) -> Path:
     return args.data_dir or Path("data") / args.dataset
 
 
-def read_given(args) -> dict[str, ImageList]:
+def read_given(args: argparse.Namespace) -> dict[str, ImageList]:
     given = {part: getattr(args, part) for part in ("train", "database", "test", "val") if getattr(args, part)}
     if given:
         return aligned({part: read_list(file, args.labels, args.prefix) for part, file in given.items()})
@@ -91,7 +92,9 @@ def read_given(args) -> dict[str, ImageList]:
 def main() -> None:
     args = parse()
     parts = read_given(args)
-    problems, missing, broken = [], [], []
+    problems: list[str] = []
+    missing: list[str] = []
+    broken: list[str] = []
     if parts:
         parts, problems = check_lists(parts, args)
         counts, labels = {p: len(one) for p, one in parts.items()}, {p: one.labels for p, one in parts.items()}

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -76,8 +78,11 @@ class Runner:
     """
 
     def __init__(self, cores: int, gpus: int = 0):
-        self.machines, self.failed, self.lock = [(cores, gpus or cores)], [], threading.Lock()
-        self.gpus, self.free = gpus, queue.SimpleQueue()  # every job has a GPU to itself until JOBS asks for more
+        self.machines, self.lock = [(cores, gpus or cores)], threading.Lock()
+        self.failed: list[Path] = []
+        self.gpus = gpus
+        # Every job has a GPU to itself until JOBS asks for more.
+        self.free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self.asking = threading.Lock()
         # Importing PyTorch and the rest costs seconds, of which short runs are mostly made: a server imports them once,
         # and every command line is a process forked from it.
@@ -125,9 +130,11 @@ class Runner:
 class OnRay:
     """The same on Ray: a job is a task, which runs again elsewhere if its worker is lost, and resumes."""
 
-    def __init__(self, ray, gpus: float):
-        self.ray, self.gpus, self.tasks, self.failed, self.lock = ray, gpus, [], [], threading.Lock()
-        self.machines = []
+    def __init__(self, ray: ModuleType, gpus: float):
+        self.ray, self.gpus, self.lock = ray, gpus, threading.Lock()
+        self.tasks: list[Any] = []
+        self.failed: list[Path] = []
+        self.machines: list[tuple[int, int]] = []
         for has in (node["Resources"] for node in ray.nodes() if node["Alive"]):
             cores = int(has.get("CPU", 0))
             if most := min(cores, int(has.get("GPU", 0) / gpus)) if gpus else cores:
@@ -186,15 +193,16 @@ def command_line(log: Path, threads: int, words: list[str], gpu: int | None = No
 
 def end_with_parent() -> None:
     """A grid that was killed leaves no run behind that the next one would meet."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def slug(method: str) -> str:
     return "_".join(word.lstrip("-") for word in method.split())
 
 
-def check_methods(args) -> None:
+def check_methods(args: argparse.Namespace) -> None:
     """Raises UserError for a method or a flag that distill.py would refuse, before anything starts."""
     parser_of("train_teacher").parse_args(["--run-dir", "r", *args.flags.split()])
     for method in args.methods:
@@ -204,7 +212,7 @@ def check_methods(args) -> None:
             raise UserError(f"{method}: {error}") from None
 
 
-def plan(args) -> list[Cell]:
+def plan(args: argparse.Namespace) -> list[Cell]:
     cells = []
     for bits in args.bits:
         for seed in args.seeds:
@@ -230,7 +238,7 @@ class Job:
     slow: bool = False
 
 
-def teacher_jobs(args, common: list, cells: list[Cell]) -> list[Job]:
+def teacher_jobs(args: argparse.Namespace, common: list, cells: list[Cell]) -> list[Job]:
     missing = {c.teacher: c for c in cells if not (c.teacher / "summary.json").exists()}
     jobs = []
     for folder, c in missing.items():
@@ -240,7 +248,7 @@ def teacher_jobs(args, common: list, cells: list[Cell]) -> list[Job]:
     return jobs
 
 
-def student_jobs(args, common: list, cells: list[Cell]) -> list[Job]:
+def student_jobs(args: argparse.Namespace, common: list, cells: list[Cell]) -> list[Job]:
     jobs = []
     for c in cells:
         if (c.folder / "test.json").exists() or not (c.teacher / "summary.json").exists():

@@ -32,7 +32,8 @@ def read_rows(folders: list[Path]) -> pd.DataFrame:
             rows = pd.read_csv(folder / "rows.csv")
             if missing := NEEDED - set(rows):
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
-            measured = {name: pd.to_numeric(rows[name]) for name in rows if name.startswith(("map", "p@", "ndcg"))}
+            metrics = [name for name in rows.columns if name.startswith(("map", "p@", "ndcg"))]
+            measured = {name: pd.to_numeric(rows[name]) for name in metrics}
             base = rows["method"].str.split().str[0]
             tables.append(rows.fillna({"student": "", "common": ""}).assign(base=base, **measured))
         except (OSError, ValueError, AttributeError) as error:

@@ -68,15 +68,15 @@ def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.nda
 
 def bests_of(rows: pd.DataFrame) -> dict[str, dict]:
     """What chose the checkpoints of each run folder, from its summary; of those that have one."""
-    folders = {str(Path(file).parent) for file in rows["file"]}
-    return {folder: read_summary(folder)["best"] for folder in folders if (Path(folder) / "summary.json").exists()}
+    folders = {Path(file).parent for file in rows["file"]}
+    return {str(folder): read_summary(folder)["best"] for folder in folders if (folder / "summary.json").exists()}
 
 
 def on_validation(rows: pd.DataFrame, bests: dict[str, dict]) -> pd.DataFrame:
     """The students' rows with the mAP that chose each checkpoint, of the validation queries; no rows where there is
     none."""
 
-    def chosen(row) -> float:
+    def chosen(row: pd.Series) -> float:
         best = bests.get(str(Path(row["file"]).parent), {})
         return best[row["setting"]]["value"] if row["setting"] in best else np.nan
 

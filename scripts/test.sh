@@ -1,10 +1,21 @@
 #!/bin/sh
 # Every test. Flags, or files, are passed on to pytest: sh scripts/test.sh -k brcd
-# Tests of the search page drive a browser: a Chromium on PATH, else Playwright's own, which is installed, else Debian's package
-# where this is root, else one line says what is missing and they are skipped.
+#   sh scripts/test.sh core     lint, types and the tests of the method alone: no Ray, Milvus or browser is needed
+# Tests of the search page drive a browser: a Chromium on PATH, else Playwright's own, which is installed, else Debian's
+# package where this is root, else one line says what is missing and they are skipped.
 set -eu
 NEEDS="requirements-search.txt requirements-scale.txt requirements-dev.txt"
+[ "${1:-}" != core ] || NEEDS="requirements-dev.txt"
 . "$(dirname "$0")/env.sh"
+
+"$PY" -m ruff check --quiet . && "$PY" -m ruff format --quiet --check .
+"$PY" -m mypy --no-error-summary
+if [ "${1:-}" = core ]; then
+    shift
+    CORE="structure losses brcd baselines hashing clusters metrics training options lists data resize"
+    set -- $(for NAME in $CORE; do echo "tests/test_$NAME.py"; done) -m "not slow and not whole" "$@"
+    exec "$PY" -m pytest -q -n auto --dist loadfile "$@"
+fi
 
 has_chromium() {
     for name in chromium chromium-browser google-chrome google-chrome-stable; do

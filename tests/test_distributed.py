@@ -13,11 +13,11 @@ from utils.errors import UserError
 
 pytestmark = pytest.mark.slow  # whole command lines
 
-TINY = ["--dataset", "digits", "--limit", 70, "--size", 32]
+TINY = ["--dataset", "digits", "--limit", 70, "--size", 32, "--engine", "torch"]
 
 
 def recipe(command, folder, processes: int, views: int) -> None:
-    """Teacher, BRCD student and (with banked views) evaluation by so many processes, with a cache of their own."""
+    """A teacher, with banked views a BRCD student and its evaluation too, by so many processes, with an own cache."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
     options = [*TINY, "--views", views, "--cache-dir", folder / "cache"]
     training = ["--epochs", 4, "--validate-every", 2]
@@ -26,7 +26,9 @@ def recipe(command, folder, processes: int, views: int) -> None:
         ["train_teacher.py", *options, *training, "--backbone", TEACHER, "--bits", 16, "--run-dir", teacher],
         ["distill.py", *training, "--teacher", teacher, "--student", STUDENT, "--clusters", 4, "--run-dir", student],
     ]
-    if views:
+    if not views:
+        commands.pop()
+    else:
         commands.append(["evaluate.py", "--run-dir", student, "--k", 50, "--dump-codes", folder / "codes"])
     for words in commands:
         done = command(*launcher, *words)
@@ -44,10 +46,10 @@ def alone(command, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("processes, views", [(2, 0), (3, 3)])
+@pytest.mark.parametrize("processes, views", [(2, 0), (2, 3)])
 def test_the_number_of_processes_does_not_matter(command, alone, tmp_path, processes, views):
     recipe(command, tmp_path, processes, views)
-    for name in ("teacher/best_map.pt", "student/best_sshp.pt", "student/best_ashp.pt"):
+    for name in ("teacher/best_map.pt", *(["student/best_sshp.pt", "student/best_ashp.pt"] if views else [])):
         one, many = (load_head(folder / name)[0].state_dict() for folder in (alone[views], tmp_path))
         assert all(torch.equal(one[key], many[key]) for key in one)
     caches = [sorted((f / "cache").glob("*/features.bin")) for f in (alone[views], tmp_path)]

@@ -250,8 +250,10 @@ def test_refusals(cli, teacher, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", export.PRECISIONS)
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "vit_b_32"])
+@pytest.mark.parametrize(
+    "name, precision",
+    [("resnet18", "int8"), ("mobilenet_v2", "float16"), ("efficientnet_b0", "float32"), ("vit_b_32", "int8")],
+)
 def test_every_kind_of_backbone_can_be_exported(name, precision, tmp_path):
     """Random weights: linear heads on pooled features, MLPs on logits, SiLU, attention; 12 bits, which fill no byte."""
     size = 224 if name.startswith("vit") else 64

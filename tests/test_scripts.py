@@ -42,8 +42,7 @@ def run(checkout, script: str, *flags: str, **variables: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-@pytest.mark.parametrize("views", ["0", "2"])
+@pytest.mark.parametrize("engine, views", [("torch", "0"), ("openvino", "2")])
 def test_the_recipe(checkout, engine, views):
     run(checkout, "run.sh", *FEW, VIEWS=views, ENGINE=engine)
     teacher = checkout / "runs" / f"teacher_digits_{TEACHER}_16bits"

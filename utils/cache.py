@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class FeatureCache:
                         entry.check(start)
                         write_json(entry.folder / "facts.json", {"title": title, **facts})
                         entry.append(start, rows, extract, title)
-            elif (start := distributed.from_first(None)) < rows:
+            elif (start := distributed.from_first(0)) < rows:
                 for _ in extract(start):  # rank 0 writes
                     pass
             distributed.from_first(None)  # all wait until rank 0 has written
@@ -124,7 +124,7 @@ class Entry:
     def append(self, start: int, rows: int, extract: Callable[[int], Iterable[torch.Tensor]], title: str) -> None:
         sums = self.known()[1][: start * self.width // BLOCK]  # of whole blocks
 
-        def mark(file, count: int) -> None:
+        def mark(file: BinaryIO, count: int) -> None:
             file.flush()
             os.fsync(file.fileno())
             size = count * self.width

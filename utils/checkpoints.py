@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.files import written_aside
 
 
-def save_atomically(path: Path, content) -> None:
+def save_atomically(path: Path, content: dict) -> None:
     # Through memory: torch turns a full disk into its own error, a plain write says what happened.
     buffer = io.BytesIO()
     torch.save(content, buffer)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from utils.errors import UserError, first_line
 
@@ -34,9 +35,9 @@ def ray_on(address: str | None, cpus: int) -> Iterator[ModuleType]:
     # Workers import the project: on this machine from where it is, a cluster is sent it.
     here["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
     there = {"address": address, "runtime_env": {"working_dir": str(ROOT), "excludes": EXCLUDED}}
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    how: dict[str, Any] = {**(there if address else here), "logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        ray.init(**(there if address else here), **quiet)
+        ray.init(**how)
     except Exception as error:  # a dozen kinds, by what answers or does not
         what = f"no Ray cluster that can be used answers at {address}" if address else "Ray did not start"
         raise UserError(f"{what} ({first_line(error)})") from None

@@ -50,18 +50,20 @@ def be_exact() -> None:
     """CUDA computes float32 in float32 (its convolutions take TF32 by default) and by kernels that give the same bits
     each time; PyTorch warns of an operation that has none. Called before the first use of a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.fp32_precision = "ieee"
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a launch for every tensor, and none is read unwritten
+    # A launch for every tensor, and none is read unwritten.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def numerics() -> dict:
     """How CUDA is asked to compute, for a run's record."""
     return {
         "float32_matmul": torch.backends.cuda.matmul.fp32_precision,
-        "float32_convolution": torch.backends.cudnn.conv.fp32_precision,
+        "float32_convolution": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 

@@ -18,12 +18,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from tqdm import tqdm
 
 from utils.errors import UserError, first_line
 
+T = TypeVar("T")
 PATIENCE = datetime.timedelta(days=7)  # another run may be extracting what this one waits for; torchrun sees deaths
 
 
@@ -43,7 +45,7 @@ def start() -> None:
     dist.init_process_group("gloo", timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     if not is_first():
-        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # type: ignore[assignment, method-assign]
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open for good)
 
 
@@ -81,17 +83,17 @@ def _heard() -> Iterator[None]:
         ) from None
 
 
-def gather(value) -> list:
+def gather(value: T) -> list[T]:
     """Every rank's value, by rank."""
     if size() == 1:
         return [value]
-    values = [None] * size()
+    values: list[Any] = [None] * size()
     with _heard():
         dist.all_gather_object(values, value)
     return values
 
 
-def from_first(value):
+def from_first(value: T) -> T:
     """Rank 0's value."""
     if size() == 1:
         return value
@@ -106,7 +108,7 @@ def my_turns() -> slice:
     return slice(rank(), None, size())
 
 
-def in_turn(mine: Iterator) -> Iterator:
+def in_turn(mine: Iterator[T]) -> Iterator[T]:
     """All items of a sequence, in order, of which each rank makes those of ``my_turns``.
 
     Raises:
@@ -116,12 +118,12 @@ def in_turn(mine: Iterator) -> Iterator:
         yield from mine
         return
     while True:
+        own: T | UserError | None
         try:
-            item = next(mine, None)
+            own = next(mine, None)
         except UserError as error:
-            item = error
-        items = gather(item)
-        for item in items:
+            own = error
+        for item in gather(own):
             if isinstance(item, UserError):
                 raise item
             if item is None:  # turns are dealt in order: nobody behind has one left

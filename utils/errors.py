@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-REASONS = {
+REASONS: dict[int | None, str] = {
     errno.ENOSPC: "no space is left on the disk; free some, or put --run-dir and --cache-dir elsewhere",
     errno.EDQUOT: "the disk quota is used up; free some, or put --run-dir and --cache-dir elsewhere",
     errno.EROFS: "that folder is read-only; choose another --run-dir or --cache-dir",
@@ -42,11 +42,11 @@ def first_line(error: Exception | str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]} …"
 
 
-def some(names, most: int = 5) -> str:
+def some(names: Iterable[object], most: int = 5) -> str:
     """The first of many, and how many more: for messages that stay one readable line."""
-    names = list(map(str, names))
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    words = list(map(str, names))
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def told(error: OSError) -> str:
@@ -66,7 +66,7 @@ def _say_interrupted() -> int:
 def guarded(main: Callable[[], None]) -> None:
     """Run a command line's ``main`` and turn the failures a user can mend into one clear line."""
 
-    def hook(failure) -> None:
+    def hook(failure: threading.ExceptHookArgs) -> None:
         # TensorBoard's writing thread meets a full disk as well; the main thread says it once.
         if not issubclass(failure.exc_type, OSError):
             threading.__excepthook__(failure)

@@ -1,21 +1,30 @@
 """Figures of results."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from utils.files import written_aside
 
 LEGEND = {"sshp": "SSHP", "ashp": "ASHP", "teacher": "teacher"}
 RIGHT, WRONG = "#2a9d43", "#d1342f"
-PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "font.size": 9}
+PLAIN: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "font.size": 9,
+}
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     with written_aside(path) as file:
         figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
@@ -83,7 +92,7 @@ def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]],
     _save(figure, path)
 
 
-def draw_bars(rows, methods: list[str], path: Path) -> None:
+def draw_bars(rows: pd.DataFrame, methods: list[str], path: Path) -> None:
     """mAP of each method at each code length in both settings, with the deviation over seeds; ``rows``: report's."""
     groups = list(rows.groupby(["teacher", "bits"]))
     with plt.rc_context(PLAIN):
@@ -127,7 +136,7 @@ def line_styles(names: list[str]) -> dict[str, dict]:
     )
 
 
-def draw_by_bits(rows, methods: list[str], path: Path) -> None:
+def draw_by_bits(rows: pd.DataFrame, methods: list[str], path: Path) -> None:
     """mAP over the code length, a line a method, SSHP and ASHP side by side."""
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
@@ -169,7 +178,7 @@ def draw_precision_recall(curves: dict[str, dict[str, dict[str, np.ndarray]]], p
     _save(figure, path)
 
 
-def draw_sensitivity(sweeps: dict, path: Path) -> None:
+def draw_sensitivity(sweeps: dict[str, pd.DataFrame], path: Path) -> None:
     """mAP over alpha, margin and the number of clusters."""
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(
@@ -193,7 +202,7 @@ def draw_sensitivity(sweeps: dict, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_differences(rows, panels: tuple[tuple[str, str], ...], path: Path) -> None:
+def draw_differences(rows: pd.DataFrame, panels: tuple[tuple[str, str], ...], path: Path) -> None:
     """BRCD minus another in mAP: a line a table, a panel for each (setting, method); ``rows``: overview's."""
     shown = rows[[pair in panels for pair in zip(rows["setting"], rows["method"], strict=True)]]
     tables = list(dict.fromkeys(shown["table"]))

@@ -7,18 +7,20 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from utils.errors import UserError, naming
 
 ASIDE = ".brcd_aside_"  # how files begin while they are written: what a killed process leaves is told by it
-TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # whatever the locale; file names may be any bytes
+# Whatever the locale; file names may be any bytes.
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
 @contextlib.contextmanager
-def written_aside(path: Path, mode: str = "wb") -> Iterator:
+def written_aside(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears at ``path`` whole or not at all, also when the power goes; text is UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
@@ -91,7 +93,7 @@ def file_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def held_alone(folder: Path):
+def held_alone(folder: Path) -> BaseFileLock:
     """A lock on ``folder`` that lasts as long as what is returned, and no longer than this process.
 
     Raises:
@@ -102,7 +104,7 @@ def held_alone(folder: Path):
     return held_file(folder / ".lock", taken)
 
 
-def held_file(file: Path, taken: str):
+def held_file(file: Path, taken: str) -> BaseFileLock:
     """The same by a file of its own; ``taken``: what is said where another process has it."""
     lock = FileLock(file, thread_local=False)
     try:
@@ -118,7 +120,7 @@ def remove_torn(folder: Path) -> None:
         torn.unlink()
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: dict) -> None:
     with written_aside(path, "w") as file:
         json.dump(content, file, indent=2)
         file.write("\n")
@@ -183,7 +185,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_arrays(path: Path, **shapes: tuple) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, **shapes: tuple[str, int]) -> dict[str, np.ndarray]:
     """Arrays of an .npz file, which carries a checksum for each.
 
     Args:
@@ -208,5 +210,5 @@ def read_arrays(path: Path, **shapes: tuple) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _damaged(path: Path, why) -> UserError:
+def _damaged(path: Path, why: Exception | str) -> UserError:
     return UserError(f"{path}: damaged ({type(why).__name__ if isinstance(why, Exception) else why}); make it again")

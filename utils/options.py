@@ -3,8 +3,12 @@
 import argparse
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
 
 from utils.errors import UserError
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -19,26 +23,30 @@ COLUMN = "column"  # tables have a column for it
 NEW_FEATURES = "features"  # it changes which features a student needs
 
 
-class _Group(argparse._ArgumentGroup):
+class Group(argparse._ArgumentGroup):
     """A group of options, each of which may have marks."""
 
-    def add_argument(self, *flags, marks: Collection[str] = (), **how) -> argparse.Action:
+    marks: dict[str, set[str]]  # of all its parser's options
+
+    def add_argument(self, *flags: str, marks: Collection[str] = (), **how: Any) -> argparse.Action:
         action = super().add_argument(*flags, **how)
-        action.marks = set(marks)
+        self.marks[action.dest] = set(marks)
         return action
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose refusals are a ``UserError`` of one line and whose --help shows every default."""
 
-    def __init__(self, description: str, **more):
+    def __init__(self, description: str, **more: Any):
+        self.marks: dict[str, set[str]] = {}  # by option
         super().__init__(description=description, formatter_class=_Help, **more)
 
-    def add_argument_group(self, *args, **more) -> _Group:
-        self._action_groups.append(group := _Group(self, *args, **more))
+    def add_argument_group(self, *args: Any, **more: Any) -> Group:
+        self._action_groups.append(group := Group(self, *args, **more))
+        group.marks = self.marks
         return group
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
 
     def check(self, values: dict) -> None:
@@ -50,11 +58,11 @@ class Parser(argparse.ArgumentParser):
             elif value is None:
                 bad = action.default is not None
             else:
-                numeric = getattr(action.type, "numeric", False)
+                numeric, words = isinstance(action.type, Number), getattr(action.type, "words", ())
                 bad = isinstance(value, bool) or not isinstance(value, int | float if numeric else str | Path)
-                bad = bad and value not in getattr(action.type, "words", ())
+                bad = bad and value not in words
             try:
-                if not bad and value is not None and action.type is not None:
+                if not bad and value is not None and callable(action.type):
                     action.type(str(value))
             except (argparse.ArgumentTypeError, ValueError):
                 bad = True
@@ -67,7 +75,7 @@ class Parser(argparse.ArgumentParser):
 
     def having(self, *marks: str) -> set[str]:
         """Names of the options with one of the marks."""
-        return {a.dest for a in self._actions if getattr(a, "marks", set()) & set(marks)}
+        return {name for name, given in self.marks.items() if given & set(marks)}
 
 
 def notes_of_idle(parser: Parser, args: argparse.Namespace, idle: Iterable[str]) -> Iterator[str]:
@@ -88,41 +96,46 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
-def number(kind: type, low: float, high: float | None = None) -> Callable[[str], float]:
+class Number(Generic[T]):
+    """Type of an option that is a number, or one of ``words``; a decorator of what parses its text."""
+
+    def __init__(self, parse: Callable[[str], T], words: Collection[str] = ()):
+        self.parse, self.words = parse, words
+
+    def __call__(self, text: str) -> T:
+        return self.parse(text)
+
+
+def number(kind: type[N], low: float, high: float | None = None) -> Number[N]:
     """Type of an option that is an int or a float from ``low`` to ``high``, both allowed, always finite."""
 
-    def parse(text: str) -> float:
+    def parse(text: str) -> N:
         try:
             value = kind(text)
+            # Written so that NaN, which compares false to everything, is refused.
+            good = low <= value <= (float("inf") if high is None else high) and value != float("inf")
         except ValueError:
-            value = float("nan")
-        # Written so that NaN, which compares false to everything, is refused.
-        if not low <= value <= (float("inf") if high is None else high) or value == float("inf"):
+            good = False
+        if not good:
             what = "a whole number" if kind is int else "a number"
             allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"'{text}' is not {what} {allowed}")
         return value
 
-    parse.numeric = True
-    return parse
+    return Number(parse)
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+def whole(low: int, high: int | None = None) -> Number[int]:
     return number(int, low, high)
 
 
-def real(low: float, high: float | None = None) -> Callable[[str], float]:
+def real(low: float, high: float | None = None) -> Number[float]:
     return number(float, low, high)
 
 
-def or_auto(parse_number: Callable[[str], float]) -> Callable[[str], float | str]:
+def or_auto(parse: Callable[[str], N]) -> Number[N | str]:
     """Type of an option that is a number, or "auto"."""
-
-    def parse(text: str) -> float | str:
-        return text if text == "auto" else parse_number(text)
-
-    parse.numeric, parse.words = True, ("auto",)
-    return parse
+    return Number(lambda text: text if text == "auto" else parse(text), words=("auto",))
 
 
 def named(text: str) -> str:
@@ -132,6 +145,7 @@ def named(text: str) -> str:
     return text
 
 
+@Number
 def view_count(text: str) -> int:
     """0 (new views each epoch), or how many are kept: a pair needs two."""
     value = whole(0)(text)
@@ -140,9 +154,7 @@ def view_count(text: str) -> int:
     return value
 
 
-view_count.numeric = True
-
-
+@Number
 def parse_size(text: str) -> int:
     """Bytes: "800M", "5G" or a plain number.
 
@@ -158,6 +170,3 @@ def parse_size(text: str) -> int:
     if size < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is no size; write 800M, 5G or a number of bytes")
     return size
-
-
-parse_size.numeric = True

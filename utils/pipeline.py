@@ -4,8 +4,11 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def one_late(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -21,19 +24,20 @@ def one_late(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         yield _arrived(*waiting)
 
 
-def _arrived(copy: torch.Tensor, event) -> torch.Tensor:
+def _arrived(copy: torch.Tensor, event: torch.cuda.Event | None) -> torch.Tensor:
     if event is not None:
         event.synchronize()
     return copy
 
 
-def prefetch(batches: Iterable, depth: int = 2) -> Iterator:
+def prefetch(batches: Iterable[T], depth: int = 2) -> Iterator[T]:
     """The same items, made by a thread while the caller works on the one before."""
-    done, failed = object(), []
+    done = object()
+    failed: list[BaseException] = []
     items: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(item) -> None:
+    def put(item: object) -> None:
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
                 return items.put(item, timeout=0.1)

@@ -1,5 +1,6 @@
 """The one training loop: heads are small, so it logs, validates, keeps the best and can be killed at any moment."""
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.checkpoints import read_checkpoint, save_atomically
 from utils.errors import UserError, first_line, naming
-from utils.options import COLUMN, FREE, one_of, real, whole
+from utils.options import COLUMN, FREE, Group, one_of, real, whole
 from utils.runs import Run
 
 KIND = "brcd-training"
@@ -33,7 +34,7 @@ class Schedule:
     lr_schedule: str | None = None
 
 
-def add_training_arguments(group, schedule: Schedule, lr: float) -> None:
+def add_training_arguments(group: Group, schedule: Schedule, lr: float) -> None:
     """The options of any training command, with its own defaults."""
     group.add_argument("--lr", type=real(0), default=lr, help="Adam's learning rate")
     group.add_argument("--lr-schedule", type=one_of(LR_SCHEDULES), help="cosine: falls to 0 (default: stays)")
@@ -53,7 +54,7 @@ def add_training_arguments(group, schedule: Schedule, lr: float) -> None:
     )
 
 
-def schedule_of(args) -> Schedule:
+def schedule_of(args: argparse.Namespace) -> Schedule:
     return Schedule(args.epochs, args.validate_every, args.patience, args.lr_schedule)
 
 
