@@ -259,7 +259,7 @@ def main() -> None:
     student, teacher = Hasher(run, options, images), Hasher(run.teacher, options, images)
     result = {"environment": environment(), "data": images.title, "cards": [e.card for e in exports]}
     if args.photos:
-        pictures = [args.photos / name for name in pictures_below(args.photos)]
+        pictures = [args.photos / name for name in pictures_below(args.photos)[0]]
         with tempfile.TemporaryDirectory() as aside:
             folder = args.keep or Path(aside)
             folder.mkdir(parents=True, exist_ok=True)

@@ -203,7 +203,7 @@ def kinds_of_files(photos: Path | None, n: int, folder: Path) -> dict[str, list[
     from search_bits import photographs  # which needs PyTorch
 
     kinds: dict[str, list[bytes]] = {}
-    for file in photographs(folder, [Path(path) for path in images_below(str(photos), set())], n):
+    for file in photographs(folder, [Path(path) for path in images_below([photos]).paths], n):
         kinds.setdefault(file.stem.split("_")[1], []).append(file.read_bytes())
     return kinds
 

@@ -1,18 +1,45 @@
 """An image file as pixels; nothing here needs PyTorch, so that a search starts at once."""
 
+import io
 import warnings
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
 
 # What Pillow may open; without names it tries every plugin, and that of PostScript starts a program. Phones' MPO are
 # JPEG with more images behind the first.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES |= {".avif", ".heic", ".heif"}
+RAW_SUFFIXES = {".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
+READER = f"1, Pillow {PIL.__version__}"  # what could not be read is tried again by another one
+LARGEST, LARGE = 300_000_000, 100_000_000  # pixels; a JPEG above the second is decoded at half its size
+Image.MAX_IMAGE_PIXELS = (
+    None  # a person's own panorama is no attack; ``LARGEST`` and the server have limits of their own
+)
+HEAD = 32  # bytes that tell a format
+BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}
+HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+
+
+def format_of(head: bytes) -> str | None:
+    """Which of ``FORMATS`` a file is that begins with these bytes, whatever its name; None: none of them."""
+    if head[4:8] == b"ftyp":
+        brands = {head[i : i + 4] for i in range(8, len(head) - 3, 4)}
+        return "AVIF" if brands & {b"avif", b"avis"} else "HEIF" if brands & HEIF_BRANDS else None
+    if head[:2] == b"BM":
+        return "BMP" if int.from_bytes(head[14:18], "little") in BMP_HEADERS else None
+    known = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+    known |= {b"II+\0": "TIFF", b"MM\0+": "TIFF"}
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in known.items() if head.startswith(magic)), None)
 
 
 def pixels_of(file: Path | BinaryIO, name: str | None = None, upright: bool = False) -> np.ndarray:
@@ -27,16 +54,16 @@ def pixels_of(file: Path | BinaryIO, name: str | None = None, upright: bool = Fa
         UserError: the file is missing, empty, truncated or no image.
     """
     try:
+        content = file.read_bytes() if isinstance(file, Path) else file.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            with Image.open(file, formats=FORMATS) as image:
-                if image.format != "PNG":
-                    return _pixels(image, upright)
-                image.verify()  # Pillow forgives a last chunk that is cut; after this it wants the file opened anew
-            if not isinstance(file, Path):
-                file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
+            if content.startswith(b"\x89PNG"):
+                content = _without_metadata(content)
+                opened(content).verify()  # it forgives a last chunk that is cut
+            with opened(content) as image:
                 return _pixels(image, upright)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{file}: no such image file") from None
     except UnidentifiedImageError:  # Pillow's own words hold an object's address
@@ -47,9 +74,55 @@ def pixels_of(file: Path | BinaryIO, name: str | None = None, upright: bool = Fa
         raise UserError(f"{name or file}: not a readable image ({error or type(error).__name__})") from None
 
 
+def opened(content: bytes) -> Image.Image:
+    """An image that Pillow has opened, not yet decoded; it learns HEIC, which phones write, when some is met, since
+    loading that decoder takes a while."""
+    kinds: tuple[str, ...] = FORMATS[:-1]
+    if format_of(content[:HEAD]) == "HEIF":
+        try:
+            import pillow_heif
+        except ImportError:
+            raise ValueError("HEIC is read by a package that is not installed: pip install pillow-heif") from None
+        pillow_heif.register_heif_opener()
+        kinds = ("HEIF",)
+    return Image.open(io.BytesIO(content), formats=kinds)
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """A PNG without its text and colour profile, which Pillow limits, and without other chunks that viewers pass over
+    and whose checksum is wrong."""
+    parts, at = [png[:8]], 8
+    while at + 12 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        kind = png[at + 4 : at + 8]
+        if kind[:1].islower():
+            whole = zlib.crc32(png[at + 4 : end - 4]).to_bytes(4, "big") == png[end - 4 : end]
+            kept = whole and kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+        else:
+            kept = True
+        parts += [png[at:end]] * kept
+        at = end
+    return b"".join([*parts, png[at:]])
+
+
 def _pixels(image: Image.Image, upright: bool) -> np.ndarray:
+    width, height = image.size
+    if width * height > LARGEST:
+        raise ValueError(f"{width * height / 1e6:.0f} megapixels; at most {LARGEST / 1e6:.0f} are read")
+    if image.format in ("JPEG", "MPO") and width * height > LARGE:
+        image.draft("RGB", (width // 2, height // 2))
+    # A GIF's first frame may cover a part of its canvas; viewers show nothing around it, Pillow its first colour.
+    tiles: list = getattr(image, "tile", [])
+    frame = tiles[0][1] if image.format == "GIF" and tiles else None
     image.load()
-    return np.array(_to_rgb(_upright(image) if upright else image))
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # a fourth byte that nobody meant to be alpha
+    rgb = _to_rgb(_upright(image) if upright else image)
+    if frame and frame != (0, 0, *rgb.size):
+        canvas = Image.new("RGB", rgb.size, "white")
+        canvas.paste(rgb.crop(frame), (frame[0], frame[1]))
+        rgb = canvas
+    return np.array(rgb)
 
 
 def _upright(image: Image.Image) -> Image.Image:

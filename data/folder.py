@@ -2,15 +2,14 @@
 by a seed (ROOT/CLASS/*).
 """
 
-import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 
 from data.dataset import HashingData, one_hot, without_shared_content
-from data.decode import IMAGE_SUFFIXES
 from data.sources import FileImages, broken_images
-from data.tree import images_below, is_image, listing
+from data.tree import Found, images_below, subfolders, walk
 from utils.errors import UserError, some
 from utils.seeds import seed_of
 
@@ -26,19 +25,22 @@ LAYOUT = "ROOT/CLASS/*.jpg, or ROOT/database/CLASS/*.jpg (or train) and ROOT/que
 
 
 def _class_folders(top: Path) -> list[Path]:
-    return [top / name for name in listing(top)[0] if not name.startswith(".")]
+    return [top / name for name in subfolders(top)]
 
 
-def _files(root: Path, top: Path) -> list[tuple[str, str]]:
-    """(path relative to root, class) of every image below ``top``/CLASS, class by class, each sorted."""
-    folders = _class_folders(top)
-    # Not to be met by links inside a class: they would mix classes, or never end.
-    outside = {os.path.realpath(folder) for folder in (*folders, top, root, *root.resolve().parents)}
-    return [
-        (Path(path).relative_to(root).as_posix(), folder.name)
-        for folder in folders
-        for path in sorted(map(Path, images_below(str(folder), set(outside))))
-    ]
+def _files(root: Path, top: Path, found: Found) -> list[tuple[str, str]]:
+    """(path relative to root, class) of every image below ``top``/CLASS, class by class, each sorted; ``found`` gets
+    what is passed over. A class is one name, whatever letters its folders' names are composed of."""
+    folders, files = _class_folders(top), []
+    for folder in folders:
+        # Not to be met by links inside a class: they would mix classes, or never end.
+        outside = [*(other for other in folders if other != folder), top, root]
+        here = images_below([folder], outside)
+        found.problems += here.problems
+        found.others += here.others
+        name = unicodedata.normalize("NFC", folder.name)
+        files += [(path.relative_to(root).as_posix(), name) for path in sorted(map(Path, here.paths))]
+    return files
 
 
 def _parts_of(root: Path) -> dict[str, Path]:
@@ -55,7 +57,7 @@ def _parts_of(root: Path) -> dict[str, Path]:
     others = [folder.name for folder in folders if folder not in named]
     if others:
         # A class may be called "train": its folder holds images. A part holds folders.
-        halves = [f.name for f in named if (inside := listing(f))[0] and not any(map(is_image, inside[1]))]
+        halves = [f.name for f in named if subfolders(f) and not next(walk([f])).files]
         if halves:
             raise UserError(
                 f"{root}: {some(halves)} (of a split?) and {some(others)} (of classes?) lie "
@@ -122,13 +124,14 @@ def load(
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --data-dir takes ROOT with images as {LAYOUT}")
     folders = _parts_of(root)
-    files = [file for top in folders.values() for file in _files(root, top)] if folders else _files(root, root)
+    found = Found()
+    files = [file for top in folders.values() or [root] for file in _files(root, top, found)]
     if not files:
-        raise UserError(
-            f"{root}: no images in it; images ({', '.join(sorted(IMAGE_SUFFIXES))}) lie one folder a class: {LAYOUT}"
-        )
+        passed = "".join(f"; {note}" for note in found.notes())
+        raise UserError(f"{root}: no images in it{passed}; images lie one folder a class: {LAYOUT}")
     files, notes = _drop_broken(root, files, skip_broken)
-    stray = [name for top in (root, *folders.values()) for name in listing(top)[1] if is_image(name)]
+    notes = found.notes() + notes
+    stray = [name for top in (root, *folders.values()) for name, *_ in next(walk([top])).files]
     if stray:
         notes.append(f"{len(stray)} images lie in no class folder and are left out, the first {stray[0]}")
     if not files:

@@ -9,7 +9,6 @@ import numpy as np
 from tqdm import tqdm
 
 from data.dataset import HashingData
-from data.decode import IMAGE_SUFFIXES
 from data.sources import FileImages, broken_images
 from data.tree import images_below
 from utils.errors import UserError, some
@@ -53,13 +52,13 @@ def load(
     if sample is not None and sample.exists():
         kept, notes = _kept_sample(root, sample), [f"the pictures that {sample} names"]
     else:
-        names = pictures_below(root)
+        names, passed = pictures_below(root)
         kept, notes = _sample(root, names, 2 * n_train + 2 * QUERIES, seed, cache_dir)
-        notes.insert(0, f"{len(names):,} pictures found")
+        notes = [f"{len(names):,} pictures found", *passed, *notes]
     if len(kept) < FEWEST:
+        passed = "".join(f"; {note}" for note in notes[1:])
         raise UserError(
-            f"{root}: {len(kept)} different pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) that can be read; "
-            f"at least {FEWEST} are needed"
+            f"{root}: {len(kept)} different pictures that can be read{passed}; at least {FEWEST} are needed"
         )
     source = FileImages(root, sorted(kept), upright=True, cache_dir=cache_dir)
     place = {name: index for index, name in enumerate(source.names)}
@@ -100,10 +99,11 @@ def _kept_sample(root: Path, file: Path) -> list[str]:
     return names
 
 
-def pictures_below(root: Path) -> list[str]:
-    """Paths of all pictures below ``root``, relative to it, sorted."""
-    seen = {os.path.realpath(folder) for folder in (root, *root.resolve().parents)}
-    return sorted(os.path.relpath(path, root).replace(os.sep, "/") for path in images_below(str(root), seen))
+def pictures_below(root: Path) -> tuple[list[str], list[str]]:
+    """(paths of all pictures below ``root``, relative to it, sorted; notes of what is passed over)."""
+    found = images_below([root])
+    top = os.path.abspath(root)
+    return sorted(os.path.relpath(path, top).replace(os.sep, "/") for path in found.paths), found.notes()
 
 
 def _sample(root: Path, names: list[str], size: int, seed: int, cache_dir: Path | None) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@
 #   SERVE=no sh scripts/search.sh PHOTOS        all but the page
 set -eu
 [ $# -eq 1 ] || { echo "error: name the folder of your pictures: sh scripts/search.sh PHOTOS" >&2; exit 2; }
-PHOTOS=$(cd "$1" 2>/dev/null && pwd) || { echo "error: $1: no such folder, or it can't be entered" >&2; exit 1; }
+PHOTOS=$(CDPATH= cd -- "$1" 2>/dev/null && pwd) || { echo "error: $1: no such folder, or it can't be entered" >&2; exit 1; }
 NEEDS=requirements-search.txt
 . "$(dirname "$0")/env.sh"
 
@@ -49,6 +49,6 @@ if [ ! -f "$RUNS/export/card.json" ]; then
     "$PY" export.py --run "$RUNS/student" --out "$RUNS/export"
 fi
 part "index"
-"$PY" -m search add --index "$INDEX" --student "$RUNS/export" --prune "$PHOTOS"
+"$PY" -m search add --index "$INDEX" --student "$RUNS/export" "$PHOTOS"
 part "ready: $PY -m search serve --index $INDEX"
 [ "$SERVE" = no ] || exec "$PY" -m search serve --index "$INDEX" --host "$HOST" --port "$PORT"

@@ -6,9 +6,11 @@ python -m search serve --index my.index
 """
 
 import argparse
+import calendar
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,12 +20,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.decode import pixels_of
+from data.tree import EXCLUDED, counted
 from models.exported import Exported
 from search import adding, asking, engines, montage
 from search.engines import open_index
 from search.index import Filters, Index
 from search.index import named as called
-from utils.errors import UserError, guarded, some
+from utils.errors import UserError, guarded, printable, some
 from utils.files import written_aside
 from utils.options import Parser, named, whole
 
@@ -64,6 +67,15 @@ def parse() -> argparse.Namespace:
     options.add_argument("--student", type=Path, metavar="EXPORT", help="what hashes them: a folder of export.py")
     options.add_argument("--codes", metavar="CODES", help="in place of FOLDER: what python -m search.encode has hashed")
     options.add_argument("--prune", action="store_true", help="forget pictures that are gone")
+    options.add_argument("--yes", action="store_true", help="with --prune: also more than a tenth, or all of a folder")
+    options.add_argument(
+        "--exclude",
+        type=named,
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help=f"folders that are passed over, beside {', '.join(EXCLUDED[:4])} and others that info names",
+    )
     options.add_argument("--threads", type=whole(1), help="that decode and hash (default: the cores)")
     options.add_argument(
         "--approximate", action="store_true", help="of Milvus: then make the lists that query --approximate needs"
@@ -120,6 +132,10 @@ def parse() -> argparse.Namespace:
         "paths", nargs="+", type=named, metavar="PATH", help="of a picture, or a folder with all below it"
     )
 
+    options = command(move)
+    options.add_argument("old", type=named, metavar="OLD", help="the folder that they lay in")
+    options.add_argument("new", type=named, metavar="NEW", help="where it is now")
+
     options = command(copy)
     options.add_argument(
         "--from", dest="source", type=named, required=True, metavar="INDEX", help="a file, or milvus://…"
@@ -129,9 +145,9 @@ def parse() -> argparse.Namespace:
 
 
 def moment(text: str) -> float:
-    """Type of an option that is a date or a time, of this machine's zone unless it says another."""
+    """Type of an option that is a date or a time, as a clock showed it where the picture was taken."""
     try:
-        return datetime.fromisoformat(text).timestamp()
+        return calendar.timegm(datetime.fromisoformat(text).timetuple())
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"'{text}' is no date; write 2024-05-31 or 2024-05-31T18:00") from None
 
@@ -149,8 +165,11 @@ def codes_file(text: str) -> Path:
 
 
 def absolute(name: str) -> str:
-    """As the index has it: a path from the root, or a URL."""
-    return name if "://" in name and not name.startswith("/") else os.path.abspath(name)
+    """As the index has it: a path from the root, or a URL; what is there by its real path."""
+    if "://" in name and not name.startswith("/"):
+        return name
+    folder, last = os.path.split(os.path.abspath(name))
+    return os.path.realpath(name) if os.path.isdir(name) else os.path.join(os.path.realpath(folder), last)
 
 
 def add(args) -> None:
@@ -167,7 +186,9 @@ def add(args) -> None:
 
             loaded, total = encoding.load(index, args.codes), len(index)
         else:
-            report, total = adding.add(index, model, roots, args.prune, args.threads), len(index)
+            exclude = (*EXCLUDED, *args.exclude)
+            report = adding.add(index, model, roots, args.prune, args.threads, args.yes, exclude)
+            total = len(index)
         if args.approximate:
             index.make_approximate()
     if args.codes:
@@ -177,12 +198,14 @@ def add(args) -> None:
         return
     for what, lines in (("no readable pictures", report.broken), ("could not be read", report.unreadable)):
         if lines:
-            print(f"{len(lines):,} files {what}: {some(lines, NAMED)}")
+            print(printable(f"{len(lines):,} files {what}: {some(lines, NAMED)}"))
+    if report.others:
+        print(printable(f"passed over: {counted(report.others)}"))
     counts = {
         "added": report.added,
         "unchanged": report.unchanged + report.touched,
         "no readable pictures, as before": report.still_broken,
-        "gone (--prune forgets them)": report.gone,
+        "gone (--prune forgets them; if they were moved: search move OLD NEW)": report.gone,
         "gone and forgotten": report.forgotten,
     }
     shown = [f"{count:,} {what}" for what, count in counts.items() if count or what == "added"]
@@ -196,7 +219,11 @@ def query(args) -> None:
         model = asking.model_of(index, args.student)
         say_recall(index, args.approximate)
         if not index.count(where):
-            raise UserError(f"{args.index}: no picture of it is left by --within, --label, --after and --before")
+            why = "" if where == Filters() else " that --within, --label, --after and --before leave"
+            raise UserError(f"{args.index}: holds no picture{why}")
+        for path in map(os.fspath, args.pictures):
+            if path.startswith(("http:/", "https:/", "s3:/")):
+                raise UserError(f"{path}: queries are files of this machine; download it first")
         asked = [(os.fspath(path), *asking.hashed(model, path)) for path in args.pictures]
         answers = asking.answers(index, asked, args.k, args.radius, where, args.unique)
         if args.montage:
@@ -207,11 +234,11 @@ def query(args) -> None:
         return
     for answer in answers:
         print(
-            f"{answer['query']}: {len(answer['results'])} of {answer['searched']:,} pictures, hashed in "
+            f"{printable(answer['query'])}: {len(answer['results'])} of {answer['searched']:,} pictures, hashed in "
             f"{answer['hash_ms']:.1f} ms, searched in {answer['search_ms']:.1f} ms"
         )
         for hit in answer["results"]:
-            print(f"{hit['rank']:5} {hit['distance']:4} bits  {hit['path']}")
+            print(printable(f"{hit['rank']:5} {hit['distance']:4} bits  {hit['path']}"))
 
 
 def say_recall(index, lists: int | None) -> None:
@@ -256,10 +283,14 @@ def info(args) -> None:
     size = f"Milvus {facts['milvus']}" if facts["bytes"] is None else f"{facts['bytes'] / 2**20:.1f} MiB"
     print(f"{args.index}: {facts['pictures']:,} pictures in {facts['folders']:,} folders, {size}")
     print(f"model: {called(model)}, from {facts['student']}" if model else "model: none yet")
+    if facts.get("passed_over"):
+        print(printable(f"passed over by the last add: {counted(Counter(facts['passed_over']))}"))
+    if facts.get("excluded"):
+        print(printable(f"folders passed over: {', '.join(facts['excluded'])}"))
     if broken:
         print(f"{len(broken):,} files are no readable pictures:")
         for file in broken:
-            print(f"  {file.path}: {file.reason}")
+            print(printable(f"  {file.path}: {file.reason}"))
 
 
 def check(args) -> None:
@@ -269,7 +300,7 @@ def check(args) -> None:
         total = len(index)
     if faults:
         for fault in faults:
-            print(fault)
+            print(printable(fault))
         raise UserError(f"{args.index}: {len(faults)} kinds of faults, see above")
     print(f"{args.index}: no fault found; {total:,} pictures")
 
@@ -318,6 +349,16 @@ def remove(args) -> None:
         raise UserError(f"{args.index}: holds nothing at or below {some(args.paths)}")
     also = f" and {broken:,} files that are no readable pictures" if broken else ""
     print(f"{args.index}: {removed:,}{also} forgotten; {total:,} pictures")
+
+
+def move(args) -> None:
+    """Say that a folder of pictures lies elsewhere now; nothing is hashed again."""
+    old, new = absolute(args.old), absolute(args.new)
+    if not os.path.isdir(new):
+        raise UserError(f"{new}: no such folder; move the pictures first")
+    open_index(args.index).close()  # makes none
+    with open_index(args.index, write=True) as index:
+        print(f"{args.index}: {index.move(old, new):,} pictures of {printable(old)} lie in {printable(new)} now")
 
 
 def copy(args) -> None:

@@ -5,18 +5,16 @@ new too. Bytes that are in the index already, a file that was moved or copied, a
 readable pictures are remembered and not tried again as long as they stay as they are.
 """
 
+import calendar
 import contextlib
-import errno
 import hashlib
 import io
 import os
-import stat
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -24,9 +22,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.decode import pixels_of
-from data.tree import is_image
-from search.index import Broken, Index, Row
+from data.decode import READER, opened, pixels_of
+from data.tree import EXCLUDED, Unreadable, holds_image, time_of, walk
+from search.index import Broken, Index, Row, wall
 from utils.errors import UserError, some
 from utils.machine import cores
 
@@ -35,7 +33,7 @@ QUALITY = 80  # of its JPEG
 BATCH, SECONDS = 512, 2.0  # pictures, or time, a transaction: what a kill may cost
 AHEAD = 16  # pictures a thread that may wait for the one before them
 SAMPLE = 100  # files that a check reads
-DATED = ("JPEG", "WEBP", "TIFF")  # formats whose EXIF data Pillow reads without decoding
+MOST_GONE, NAMED = 0.1, 3  # share of the pictures that --prune forgets unasked; folders that are named
 FORGETTING = "if it is gone for good, forget its pictures: python -m search remove --index INDEX"
 EXIF, TAKEN, WRITTEN = 0x8769, 0x9003, 0x0132  # tags
 
@@ -55,7 +53,8 @@ class Report:
 
     Attributes:
         touched: of another time and the same bytes; gone: known, and no longer there; forgotten: gone, and removed;
-        still_broken: known to be broken, and unchanged; found: pictures by the folder that was named.
+        still_broken: known to be broken, and unchanged; found: pictures by the folder that was named; others: files
+        that are no images, by their endings.
     """
 
     added: int = 0
@@ -67,6 +66,7 @@ class Report:
     broken: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     found: dict[Path, int] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,15 @@ class Touched:
     mtime_ns: int
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A file or folder that can't be read now: nothing of it is changed in the index."""
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-def add(index: Index, model: Model, roots: Sequence[Path], prune: bool = False, threads: int | None = None) -> Report:
+def add(
+    index: Index,
+    model: Model,
+    roots: Sequence[Path],
+    prune: bool = False,
+    threads: int | None = None,
+    yes: bool = False,
+    exclude: Collection[str] = EXCLUDED,
+) -> Report:
     """Add what is new or changed below ``roots``, which are folders or single files.
 
     Each transaction is whole; one that is killed loses what it had not yet committed, and running it again goes on.
@@ -106,21 +103,25 @@ def add(index: Index, model: Model, roots: Sequence[Path], prune: bool = False, 
     Args:
         prune: forget pictures that are gone.
         threads: that decode and hash, each with one picture at a time (default: the cores).
+        yes: also if many are gone, or all of a folder: a disk may be away.
+        exclude: patterns of folders that are passed over.
 
     Raises:
-        UserError: no such folder; another model than that of the pictures there; ``prune`` where a root holds no
-            picture any more.
+        UserError: no such folder; another model than that of the pictures there; ``prune`` without ``yes`` where much
+            is gone.
     """
     roots = checked(roots)
     index.set_card(model.card, os.path.abspath(model.folder))
-    report, todo, gone = compare(index, roots)
+    report, todo, gone = compare(index, roots, exclude)
+    ids = [one for one in gone if isinstance(one, int)]
     if prune:
-        for root in roots:
-            if not report.found[root] and any(_is_below(folder, root) for folder in index.folders()):
-                raise UserError(f"{root}: no picture is there any more (not mounted?); {FORGETTING} {root}")
+        if not yes:
+            refuse_much(index, roots, report, ids)
         report.forgotten = index.remove(gone)
     else:
-        report.gone = sum(isinstance(one, int) for one in gone)
+        report.gone = len(ids)
+    index.note("passed over", dict(report.others.most_common()))
+    index.note("excluded", {"patterns": list(exclude)})
     threads = threads or cores()
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(todo), desc="adding", unit="img", disable=not todo) as bar:
         for batch in batches(in_order(pool, lambda file: look(index, model, file), todo, threads * AHEAD)):
@@ -129,93 +130,47 @@ def add(index: Index, model: Model, roots: Sequence[Path], prune: bool = False, 
     return report
 
 
+def refuse_much(index: Index, roots: Sequence[Path], report: Report, gone: list[int]) -> None:
+    """UserError where these pictures are many: a tenth of those below the roots, or all of a folder."""
+    by_folder = Counter(os.path.dirname(record.path) for record in index.records(gone))
+    emptied = [folder for folder, count in by_folder.items() if count > 1 and count == len(index.known(folder))]
+    known = report.unchanged + len(gone)
+    if emptied or len(gone) > MOST_GONE * known:
+        where = some([f"{count:,} in {folder}" for folder, count in by_folder.most_common()], NAMED)
+        raise UserError(
+            f"--prune would forget {len(gone):,} of {known:,} pictures: {where}. Is a disk away, or has the library "
+            "moved (search move OLD NEW)? If they are gone for good, add --yes"
+        )
+
+
 def _is_below(path: str, root: Path | str) -> bool:
     return path == os.fspath(root) or path.startswith(os.fspath(root).rstrip("/") + "/")
 
 
 def checked(roots: Sequence[Path]) -> list[Path]:
     """Absolute paths. UserError: one that is neither a folder nor a picture."""
-    roots = [Path(os.path.abspath(root)) for root in roots]
+    roots = [Path(os.path.realpath(root)) for root in roots]  # by one name, whatever links lead there
     for root in roots:
         if not root.exists():
             raise UserError(f"{root}: no such folder (not mounted?); {FORGETTING} {root}")
-        if not root.is_dir() and not is_image(root.name):
-            raise UserError(f"{root}: neither a folder nor a picture by its name")
+        if not root.is_dir() and not (root.is_file() and holds_image(os.fspath(root))):
+            raise UserError(f"{root}: neither a folder nor a picture")
     return roots
 
 
 # Which files
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What is in a folder: pictures by name, size and mtime_ns, and what can't be read.
-
-    Args:
-        whole: all that is in the folder; False where a single file was asked for, or the folder can't be listed.
-    """
-
-    folder: str
-    files: list[tuple[str, int, int]]
-    problems: list[Unreadable]
-    whole: bool = True
-
-
-def listings(roots: Sequence[Path]) -> Iterator[Listing]:
-    """Of all folders below the roots, each once, in the order of names, less what is hidden; links are followed."""
-    seen: set[tuple[int, int]] = set()
-    for root in roots:
-        if root.is_dir():
-            above = {_identity(os.stat(folder)) for folder in root.parents}  # a link back up would lead to all else
-            yield from _listings_below(os.fspath(root), seen, above)
-        else:
-            state = root.stat()
-            yield Listing(os.fspath(root.parent), [(root.name, state.st_size, state.st_mtime_ns)], [], whole=False)
-
-
-def _identity(state: os.stat_result) -> tuple[int, int]:
-    return state.st_dev, state.st_ino
-
-
-def _listings_below(root: str, seen: set, above: set) -> Iterator[Listing]:
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            identity = _identity(os.stat(folder))
-            if identity in seen or identity in above:
-                continue
-            seen.add(identity)
-            with os.scandir(folder) as entries:
-                entries = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-        except OSError as error:
-            yield Listing(folder, [], [Unreadable(folder, f"can't be read ({error.strerror})")], whole=False)
-            continue
-        folders, files, problems = [], [], []
-        for entry in entries:
-            try:
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif is_image(entry.name):
-                    state = entry.stat()
-                    if not stat.S_ISREG(state.st_mode):
-                        raise OSError(errno.EINVAL, "no file")
-                    files.append((entry.name, state.st_size, state.st_mtime_ns))
-                elif entry.is_symlink():
-                    entry.stat()  # to a folder that is not mounted?
-            except OSError as error:
-                problems.append(Unreadable(entry.path, f"can't be read ({error.strerror}); a link to nothing?"))
-        yield Listing(folder, files, problems)
-        waiting += reversed(folders)
-
-
-def compare(index: Index, roots: Sequence[Path]) -> tuple[Report, list[File], list[int | str]]:
+def compare(
+    index: Index, roots: Sequence[Path], exclude: Collection[str]
+) -> tuple[Report, list[File], list[int | str]]:
     """(report so far, files to look at, what is gone: ids of pictures, paths of broken files)."""
     report, todo, gone = Report(found=dict.fromkeys(roots, 0)), [], []
-    broken = {file.path: (file.size, file.mtime_ns) for file in index.broken()}
+    broken = {file.path: (file.size, file.mtime_ns, file.reader) for file in index.broken()}
     looked, closed, found = set(), [], set()
     with tqdm(desc="looking at files", unit="file", leave=False) as bar:
-        for here in listings(roots):
+        for here in walk(roots, exclude):
+            report.others += here.others
             known = index.known(here.folder)
             report.unreadable += map(str, here.problems)
             for name, *state in here.files:
@@ -226,7 +181,7 @@ def compare(index: Index, roots: Sequence[Path]) -> tuple[Report, list[File], li
                 found.add(path)
                 if before == state:
                     report.unchanged += 1
-                elif broken.get(path) == tuple(state):
+                elif broken.get(path) == (*state, READER):
                     report.still_broken += 1
                 else:
                     todo.append(File(path, picture))
@@ -269,15 +224,16 @@ def look(index: Index, model: Model, file: File) -> Row | Touched | Broken | Unr
         return Unreadable(file.path, f"can't be read ({error.strerror})")
     digest = hashlib.sha256(content).digest()
     if file.known is not None and index.record(file.known).digest == digest.hex():
-        return Touched(file.known, state.st_size, state.st_mtime_ns)
+        return Touched(file.known, state.st_size, time_of(state))
     known = index.same(digest)
     if known is None or not known[1]:  # codes may have been added without thumbnails
         try:
             pixels = pixels_of(io.BytesIO(content), file.path, upright=True)
             known = model.code(pixels), thumbnail_of(pixels)
         except UserError as error:
-            return Broken(file.path, state.st_size, state.st_mtime_ns, str(error).removeprefix(f"{file.path}: "))
-    return Row(file.path, state.st_size, state.st_mtime_ns, digest, *known, taken_at(content) or state.st_mtime)
+            reason = str(error).removeprefix(f"{file.path}: ")
+            return Broken(file.path, state.st_size, time_of(state), reason, READER)
+    return Row(file.path, state.st_size, time_of(state), digest, *known, taken_at(content) or wall(state.st_mtime))
 
 
 def thumbnail_of(pixels: np.ndarray) -> bytes:
@@ -289,15 +245,12 @@ def thumbnail_of(pixels: np.ndarray) -> bytes:
 
 
 def taken_at(content: bytes) -> float | None:
-    """When a picture was taken by its EXIF data, seconds since 1970; they tell no zone, so this machine's is meant."""
-    with (
-        contextlib.suppress(Exception),
-        Image.open(io.BytesIO(content), formats=DATED) as image,
-    ):  # EXIF may be anything
+    """When a picture was taken by its EXIF data: what the clock showed there, in seconds since 1970 on that clock."""
+    with contextlib.suppress(Exception), opened(content) as image:  # EXIF may be anything
         exif = image.getexif()
         for text in (exif.get_ifd(EXIF).get(TAKEN), exif.get(WRITTEN)):
             with contextlib.suppress(TypeError, ValueError, OverflowError):
-                return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").timestamp()
+                return calendar.timegm(time.strptime(text, "%Y:%m:%d %H:%M:%S"))
     return None
 
 
@@ -360,7 +313,7 @@ def file_faults(index: Index, every: bool = False) -> list[str]:
                 continue
             try:
                 state = os.stat(record.path)
-                if (state.st_size, state.st_mtime_ns) != (record.size, record.mtime_ns):
+                if (state.st_size, time_of(state)) != (record.size, record.mtime_ns):
                     changed.append(record.path)
                 elif record.id in hashed and _digest(record.path) != record.digest:
                     other.append(record.path)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data.decode import pixels_of
 from models.exported import KEYS, Exported
 from search.adding import in_order, taken_at, thumbnail_of
-from search.index import Index, Row
+from search.index import Index, Row, wall
 from search.pictures import Part, Picture, is_url, pictures, place, read, read_in_arrow
 from utils.errors import UserError, first_line, told
 from utils.files import written_aside
@@ -194,7 +194,7 @@ def decoded(picture: Picture) -> tuple[dict, np.ndarray | None]:
         pixels = pixels_of(io.BytesIO(content), name, upright=True)
     except UserError as error:
         return {"path": name, "reason": str(error).removeprefix(f"{name}: ")}, None
-    taken, digest = taken_at(content) or mtime, hashlib.sha256(content).digest()
+    taken, digest = taken_at(content) or wall(mtime), hashlib.sha256(content).digest()
     return {"path": name, "size": len(content), "mtime_ns": mtime_ns, "taken": taken, "digest": digest}, pixels
 
 

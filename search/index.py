@@ -5,13 +5,16 @@ blocks of ``BLOCK`` ids, with a checksum each, and are read into memory by the f
 have changed are. Nothing is written by a search.
 """
 
+import calendar
 import contextlib
 import json
 import os
 import sqlite3
 import threading
 import time
+import unicodedata
 import urllib.parse
+import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from search.scan import BLOCK, Block, Snapshot, nearest
 from utils.errors import UserError, first_line
 from utils.files import held_file
 
-FORMAT = 1
+FORMAT = 2
 APPLICATION = 0x42524344  # in the file's header: whose SQLite file it is
 CACHE = 32768  # KiB of the file, at most, that a process keeps in memory beside the codes
 SELECTIONS, SELECTED = 4, 10**7  # filters whose selections are kept, and pictures of all before one more is
@@ -45,8 +48,15 @@ CREATE TABLE blocks (
     places BLOB NOT NULL, codes BLOB NOT NULL, checksum INTEGER NOT NULL
 );
 CREATE INDEX blocks_version ON blocks (version);
-CREATE TABLE broken (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE broken (
+    path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL, reader TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
 INSERT INTO facts VALUES ('version', 0);
+"""
+# What a format-1 index lacks: who read a broken file, and times that are local to the picture.
+TO_FORMAT_2 = """
+ALTER TABLE broken ADD COLUMN reader TEXT NOT NULL DEFAULT '';
+UPDATE pictures SET taken = wall(taken);
 """
 BY_PATH = "SELECT p.id FROM folders AS f JOIN pictures AS p ON p.folder = f.id"
 OF_IDS = "FROM json_each(?) AS j CROSS JOIN pictures AS p ON p.id = j.value JOIN folders AS f ON f.id = p.folder"
@@ -78,7 +88,7 @@ class Filters:
     Args:
         folder: they lie in it or below it.
         label: name of the folder that they lie in.
-        after, before: when they were taken, seconds since 1970; from ``after`` on, and earlier than ``before``.
+        after, before: when they were taken, as ``wall`` has times; from ``after`` on, and earlier than ``before``.
     """
 
     folder: str | None = None
@@ -98,7 +108,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a picture; label: name of its folder, taken and added: seconds since 1970."""
+    """What is known of a picture; label: its folder's name; added: seconds since 1970; taken: as ``wall`` has times."""
 
     id: int
     path: str
@@ -125,18 +135,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Broken:
-    """A file that is no readable picture, and is not tried again as long as its size and time stay."""
+    """A file that is no readable picture; not tried again as long as its size and time stay, by the same reader."""
 
     path: str
     size: int
     mtime_ns: int
     reason: str
+    reader: str = ""
 
 
 class AnyIndex:
     """What the index in a file and the one in Milvus have in common; ``path`` is what --index names."""
 
     most: int | None = None  # results a query, at most
+    identity = ""  # that no other index has
+    generation = 0  # grows with every change
+
+    def note(self, name: str, value: object) -> None:
+        """Keep something of the last ``add`` for ``info``; nothing where there is no room for it."""
+
+    def noted(self, name: str) -> dict:
+        return {}
+
+    def move(self, old: str, new: str) -> int:
+        raise UserError(f"{self.path}: only an index in a file can be moved; add the folder anew")
 
     @contextlib.contextmanager
     def at_one_moment(self) -> Iterator[None]:
@@ -265,6 +287,7 @@ class Index(AnyIndex):
             con = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
             con.execute(f"PRAGMA query_only = {int(not write)}")
             con.execute(f"PRAGMA cache_size = -{CACHE}")
+            con.create_function("nfc", 1, nfc, deterministic=True)
             return con
 
     def _state(self) -> tuple:
@@ -287,11 +310,41 @@ class Index(AnyIndex):
             )
         if application != APPLICATION:
             raise UserError(f"{self.path}: a SQLite file, but no index of pictures; name another by --index")
+        self._format = version
+        if write and version < FORMAT:
+            self._upgrade()
         if version > FORMAT:
             raise UserError(
                 f"{self.path}: made by a newer version of this program (format {version}, this one knows {FORMAT}); "
                 "update it, or add your pictures to a new index"
             )
+        if write:
+            with self._asking() as con:
+                con.execute("INSERT OR IGNORE INTO facts VALUES ('identity', ?)", [uuid.uuid4().hex])
+
+    def _upgrade(self) -> None:
+        with self._asking() as con:
+            con.create_function("wall", 1, wall)
+            con.executescript(f"BEGIN; {TO_FORMAT_2 if self._format else ''} PRAGMA user_version = {FORMAT}; COMMIT;")
+        self._format = FORMAT
+
+    @property
+    def identity(self) -> str:
+        """A name that no other index has; "" of one that has not been written to since it got none."""
+        return str(self._fact("identity") or "")
+
+    @property
+    def generation(self) -> int:
+        """Grows with every transaction."""
+        return int(self._fact("version"))
+
+    def note(self, name: str, value: object) -> None:
+        with self.transaction():
+            self._con.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", [f"noted {name}", json.dumps(value)])
+
+    def noted(self, name: str) -> dict:
+        with self._reading():
+            return json.loads(self._fact(f"noted {name}") or "{}")
 
     def close(self) -> None:
         if self._con is not None:
@@ -529,7 +582,8 @@ class Index(AnyIndex):
     def broken(self) -> list[Broken]:
         """Files that are no readable pictures, sorted by path."""
         with self._reading() as con:
-            rows = con.execute("SELECT path, size, mtime_ns, reason FROM broken ORDER BY path")
+            reader = "reader" if self._format > 1 else "''"
+            rows = con.execute(f"SELECT path, size, mtime_ns, reason, {reader} FROM broken ORDER BY path")
             return [Broken(os.fsdecode(path), *more) for path, *more in rows]
 
     def known(self, folder: str) -> dict[str, tuple[int, int, int]]:
@@ -553,7 +607,11 @@ class Index(AnyIndex):
             folders, broken = (con.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("folders", "broken"))
         return {
             "index": str(self.path),
-            "format": FORMAT,
+            "identity": self.identity,
+            "generation": self.generation,
+            "format": self._format,
+            "passed_over": self.noted("passed over"),
+            "excluded": self.noted("excluded").get("patterns", []),
             "pictures": len(self),
             "folders": folders,
             "broken": broken,
@@ -643,8 +701,8 @@ class Index(AnyIndex):
         with self.transaction():
             self.remove([file.path for file in files])
             self._con.executemany(
-                "INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?)",
-                [(os.fsencode(f.path), f.size, f.mtime_ns, f.reason) for f in files],
+                "INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?, ?)",
+                [(os.fsencode(f.path), f.size, f.mtime_ns, f.reason, f.reader) for f in files],
             )
 
     def remove(self, which: Iterable[int | str]) -> int:
@@ -654,15 +712,40 @@ class Index(AnyIndex):
             for one in which:
                 if isinstance(one, str):
                     path = os.fsencode(one)
-                    condition, values = _below("f.path", path)
-                    for sql, given in ((condition, values), ("f.path = ? AND p.name = ?", os.path.split(path))):
+                    condition, values = _below("nfc(f.path)", nfc(path))
+                    named = "nfc(f.path) = ? AND nfc(p.name) = ?", os.path.split(nfc(path))
+                    for sql, given in ((condition, values), named):
                         ids |= {i for (i,) in self._con.execute(f"{BY_PATH} WHERE {sql}", given)}
-                    condition, values = _below("path", path)
+                    condition, values = _below("nfc(path)", nfc(path))
                     self._con.execute(f"DELETE FROM broken WHERE {condition}", values)
                 else:
                     ids |= {i for (i,) in self._con.execute("SELECT id FROM pictures WHERE id = ?", [int(one)])}
             self._forget(sorted(ids))
         return len(ids)
+
+    def move(self, old: str, new: str) -> int:
+        """Pictures below the folder ``old`` lie below ``new`` by now; returns how many.
+
+        Raises:
+            UserError: there are none, or some lie at ``new`` already.
+        """
+        before, after = (os.fsencode(path.rstrip("/")) for path in (old, new))
+        condition, values = _below("path", before)
+        with self.transaction():
+            folders = self._con.execute(f"SELECT id, path FROM folders WHERE {condition}", values).fetchall()
+            if not folders:
+                raise UserError(f"{old}: no picture of this index lies there")
+            there, given = _below("path", after)
+            if self._con.execute(f"SELECT 1 FROM folders WHERE {there} LIMIT 1", given).fetchone():
+                raise UserError(f"{new}: pictures of this index lie there already; remove one of both")
+            moved = [(after + path[len(before) :], number) for number, path in folders]
+            self._con.executemany(
+                "UPDATE folders SET path = ?, label = ? WHERE id = ?",
+                [(path, os.path.basename(path) or None, number) for path, number in moved],
+            )
+            self._con.execute(f"DELETE FROM broken WHERE {condition}", values)  # they are looked at again
+            of = "SELECT count(*) FROM pictures WHERE folder = ?"
+            return sum(self._con.execute(of, [number]).fetchone()[0] for _, number in moved)
 
     def _forget(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -721,12 +804,12 @@ def _condition(where: Filters) -> tuple[str, list]:
     """SQL for the pictures that a filter lets through."""
     conditions, values = ["1"], []
     if where.folder is not None:
-        below, paths = _below("path", os.fsencode(where.folder))
+        below, paths = _below("nfc(path)", nfc(os.fsencode(where.folder)))
         conditions.append(f"folder IN (SELECT id FROM folders WHERE {below})")
         values += paths
     if where.label is not None:
-        conditions.append("folder IN (SELECT id FROM folders WHERE label = ?)")
-        values.append(os.fsencode(where.label))
+        conditions.append("folder IN (SELECT id FROM folders WHERE nfc(label) = ?)")
+        values.append(nfc(os.fsencode(where.label)))
     if where.after is not None:
         conditions.append("taken >= ?")
         values.append(where.after)
@@ -734,6 +817,19 @@ def _condition(where: Filters) -> tuple[str, list]:
         conditions.append("taken < ?")
         values.append(where.before)
     return " AND ".join(conditions), values
+
+
+def nfc(name: bytes | None) -> bytes | None:
+    """A name with its letters composed: file systems keep them either way, and a person types one."""
+    return name and os.fsencode(unicodedata.normalize("NFC", os.fsdecode(name)))
+
+
+def wall(moment: float) -> float:
+    """What a clock on the wall here showed at a moment (seconds since 1970), in seconds since 1970 on that clock. A
+    picture's own time is kept so: it is compared by its date where it was taken, not by this machine's zone."""
+    with contextlib.suppress(OverflowError, ValueError, OSError):
+        return calendar.timegm(time.localtime(moment)) + moment % 1
+    return moment
 
 
 def _joined(folder: bytes, name: bytes) -> str:

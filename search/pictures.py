@@ -142,9 +142,12 @@ def _in_folder(files: fsspec.AbstractFileSystem, path: str, source: str) -> list
     if found := kinds[".tar"] or kinds[".parquet"]:
         return [_name(files, p) for p in found]
     if "file" in files.protocol:
-        return images_below(path, {os.path.realpath(path)})
-    below = (p for p in sorted(files.find(path)) if is_image(p))
-    return [_name(files, p) for p in below if "/." not in p.removeprefix(path)]
+        below = images_below([path])
+        for note in below.notes():
+            print(f"{source}: {note}")
+        return below.paths
+    named = (p for p in sorted(files.find(path)) if is_image(p))
+    return [_name(files, p) for p in named if "/." not in p.removeprefix(path)]
 
 
 def _of_files(names: Iterable[str], size: int) -> Iterator[Part]:

@@ -32,7 +32,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.formparsers import MultiPartParser
 
-from data.decode import FORMATS, pixels_of
+from data.decode import FORMATS, opened, pixels_of
 from models.exported import Exported, may_ask
 from search.asking import answers
 from search.guard import MAX_BODY, MAX_UPLOAD, TOO_LARGE, Ascii, Guard, failure
@@ -93,11 +93,8 @@ def count_pixels(content: bytes, name: str) -> int:
     Raises:
         HTTPException: it has too many, or is no picture of the formats that are named.
     """
-    try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-    except Image.DecompressionBombError:
-        width = height = MAX_PIXELS
+    with opened(content) as image:
+        width, height = image.size
     if width * height > MAX_PIXELS:
         raise HTTPException(413, f"{name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -140,7 +137,7 @@ def read_original(record: Record) -> tuple[bytes, str]:
         raise HTTPException(410, f"{record.path}: can't be opened ({error.strerror}); {again}") from None
     if not same or hashlib.sha256(content).hexdigest() != record.digest:
         raise HTTPException(409, f"{record.path}: changed since it was indexed; {again}")
-    with Image.open(BytesIO(content), formats=FORMATS) as image:
+    with opened(content) as image:
         return content, Image.MIME["JPEG" if image.format == "MPO" else image.format]
 
 

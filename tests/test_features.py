@@ -72,6 +72,22 @@ def test_more_rows_are_appended(tmp_path):
     assert len(cache.get({}, 7, 3, extract, "t")) == 7 and calls == [0, 10]
 
 
+def test_fewer_rows_than_asked_for_are_an_error_and_no_entry(tmp_path):
+    with pytest.raises(RuntimeError, match="t: 4 rows came, 10 were asked for"):
+        FeatureCache(tmp_path).get({"a": 1}, 10, 3, lambda start: [torch.ones(4, 3)], "t")
+    calls = []
+
+    def extract(start):
+        calls.append(start)
+        yield torch.arange(start, 10)[:, None].expand(-1, 3).float()
+
+    assert (FeatureCache(tmp_path).get({"a": 1}, 10, 3, extract, "t")[:, 0] == np.arange(10)).all()
+    marker = next(tmp_path.glob("*/rows.json"))
+    marker.write_text('{"rows": 10, "checksums": []}')  # sums of fewer blocks than there are rows
+    FeatureCache(tmp_path).get({"a": 1}, 10, 3, extract, "t")
+    assert calls[-1] == 0 and len(calls) == 2
+
+
 @pytest.mark.parametrize("marked, started", [(None, 0), (8, 8)])
 def test_an_interrupted_extraction_goes_on_and_torn_rows_are_never_read(tmp_path, marked, started):
     cache = FeatureCache(tmp_path)

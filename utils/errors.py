@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 REASONS: dict[int | None, str] = {
-    errno.ENOSPC: "no space is left on the disk; free some, or put --run-dir and --cache-dir elsewhere",
-    errno.EDQUOT: "the disk quota is used up; free some, or put --run-dir and --cache-dir elsewhere",
-    errno.EROFS: "that folder is read-only; choose another --run-dir or --cache-dir",
+    errno.ENOSPC: "no space is left on the disk; free some, or write to another disk",
+    errno.EDQUOT: "the disk quota is used up; free some, or write to another disk",
+    errno.EROFS: "that folder is read-only; choose another",
     errno.EACCES: "permission denied; choose another folder or change its permissions",
 }
 
@@ -21,8 +21,13 @@ class UserError(Exception):
     """A mistake or a condition that the user can mend; the message says what, where and what to do, in one line."""
 
     def __init__(self, message: str):
-        line = " ".join(part.strip() for part in message.splitlines())
+        line = printable(" ".join(part.strip() for part in message.splitlines()))
         super().__init__(line if len(line) <= 900 else f"{line[:600]} … {line[-200:]}")
+
+
+def printable(text: str) -> str:
+    """A name or message without what a terminal would obey: each control character as an escape."""
+    return "".join(c if c >= " " and not "\x7f" <= c <= "\x9f" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,109 @@
+"""Image files as people have them: what is in them decides, not their names or their metadata."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from data import decode
+from data.decode import FORMATS, HEAD, format_of, pixels_of
+from utils.errors import UserError
+
+IMAGE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 50, 3)).astype(np.uint8))
+
+
+def content(kind: str, image: Image.Image = IMAGE, **more) -> bytes:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    file = io.BytesIO()
+    image.save(file, kind, **more)
+    return file.getvalue()
+
+
+def read(data: bytes, **more) -> np.ndarray:
+    return pixels_of(io.BytesIO(data), "x", **more)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_known_by_its_first_bytes_and_read(kind, tmp_path):
+    data = content(kind)
+    assert format_of(data[:HEAD]) == kind and read(data).shape == (40, 50, 3)
+    file = tmp_path / "IMG_1.unknown"
+    file.write_bytes(data)
+    assert np.array_equal(pixels_of(file), read(data))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"BMW drives by", b"%PDF-1.7", b"\0\0\0\x20ftypisom", b"RIFF\0\0\0\0WAVE", b"GIF"]
+)
+def test_other_files_are_none_of_them(data):
+    assert format_of(data[:HEAD]) is None
+    with pytest.raises(UserError, match=r"x: not a readable image \(none of JPEG, PNG, .*HEIF\)"):
+        read(data)
+
+
+def chunk(kind: bytes, data: bytes, right: bool = True) -> bytes:
+    check = zlib.crc32(kind + data) if right else 1
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+
+def test_metadata_that_pillow_refuses_costs_no_png():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 3_000_000, zip=True)
+    assert np.array_equal(read(content("PNG", pnginfo=info)), np.array(IMAGE))
+    plain, at = content("PNG"), 33  # behind the head
+    for more in (chunk(b"tEXt", b"a\0b", False), chunk(b"tIME", b"1234567", False), chunk(b"iCCP", b"no profile")):
+        assert np.array_equal(read(plain[:at] + more + plain[at:]), np.array(IMAGE))
+
+
+def test_a_damaged_or_cut_png_is_refused():
+    plain = content("PNG")
+    at = plain.index(b"IDAT") + 20
+    for data in (plain[:at] + bytes([plain[at] ^ 1]) + plain[at + 1 :], plain[:-6], plain[: len(plain) // 2]):
+        with pytest.raises(UserError, match="x: not a readable image"):
+            read(data)
+
+
+def test_around_a_gifs_first_frame_there_is_nothing():
+    """As in a browser, where the page shows through."""
+    small = content("GIF", Image.new("RGB", (10, 8), "black"))
+    width, height = struct.pack("<H", 30), struct.pack("<H", 20)
+    at = small.index(b"\x2c", 13)  # the frame's own head
+    whole = small[:6] + width + height + small[10 : at + 1] + struct.pack("<HH", 5, 4) + small[at + 5 :]
+    pixels = read(whole)
+    assert pixels.shape == (20, 30, 3) and not pixels[4:12, 5:15].any()
+    pixels[4:12, 5:15] = 255
+    assert (pixels == 255).all()
+
+
+def bmp_with_alpha(rgba: np.ndarray) -> bytes:
+    """A BMP of version 4, whose masks say that the fourth byte is alpha."""
+    height, width = rgba.shape[:2]
+    pixels = rgba[::-1, :, [2, 1, 0, 3]].tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = (
+        struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(pixels), 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
+    )
+    return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(pixels), 0, 0, 14 + len(head)) + head + pixels
+
+
+def test_a_bmp_whose_alpha_nobody_set_is_opaque():
+    rgba = np.dstack([np.array(IMAGE), np.zeros((40, 50), np.uint8)])
+    assert np.array_equal(read(bmp_with_alpha(rgba)), np.array(IMAGE))
+    rgba[0, 0, 3] = 255
+    assert (read(bmp_with_alpha(rgba))[1:] == 255).all()
+
+
+def test_large_photographs_are_decoded_at_half_their_size(monkeypatch):
+    monkeypatch.setattr(decode, "LARGE", 1000)
+    assert read(content("JPEG")).shape == (20, 25, 3) and read(content("PNG")).shape == (40, 50, 3)
+    monkeypatch.setattr(decode, "LARGEST", 1999)
+    with pytest.raises(UserError, match="0 megapixels; at most 0 are read"):
+        read(content("PNG"))
+
+
+def test_two_hundred_megapixels_are_read():
+    assert read(content("JPEG", Image.new("L", (20_000, 10_000), 77))).shape == (5_000, 10_000, 3)
