@@ -26,10 +26,10 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-import fault_mutations as blows  # noqa: E402
+from damage import KINDS as KINDS_OF_DAMAGE  # noqa: E402
+from damage import blow  # noqa: E402
 
 from data.decode import pixels_of  # noqa: E402
 from data.tree import images_below  # noqa: E402
@@ -62,23 +62,16 @@ def mutated(n: int, seed: int) -> Iterator[tuple[str, bytes]]:
     draw = np.random.RandomState(seed)
     whole = [encoded(photograph(s, (120, 90)), kind) for s in range(2) for kind in KINDS]
 
-    def blow(data: bytes) -> bytes:
-        place, there = (int(draw.choice([draw.randint(64), draw.randint(2**20), -draw.randint(1, 64)])) for _ in "12")
+    def hit(data: bytes) -> bytes:
+        place = int(draw.choice([draw.randint(64), draw.randint(2**20), -draw.randint(1, 64)]))
         length = int(draw.choice([draw.randint(1, 17), draw.randint(1, 5000)]))
-        return (
-            lambda: blows.flip(data, place, draw.randint(8)),
-            lambda: blows.cut(data, place),
-            lambda: blows.drop(data, place, length),
-            lambda: blows.insert(data, place, draw.bytes(draw.randint(1, 41))),
-            lambda: blows.zeros(data, place, length),
-            lambda: blows.repeat(data, place, length),
-            lambda: blows.splice(data, whole[draw.randint(len(whole))], place, there),
-        )[draw.randint(7)]()
+        more = draw.bytes(draw.randint(1, 41)) if draw.randint(2) else whole[draw.randint(len(whole))][length:]
+        return blow(data, str(draw.choice(KINDS_OF_DAMAGE)), place, length, more)
 
     for i in range(n):
         data = whole[i % len(whole)]
         for _ in range(draw.randint(1, 4)):
-            data = blow(data)
+            data = hit(data)
         yield f"{KINDS[i % len(KINDS)].lower()}{i}", data
 
 

@@ -12,12 +12,10 @@ import stat
 import time
 import warnings
 from asyncio import to_thread
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
 from typing import Annotated
 
 import faiss
@@ -26,13 +24,14 @@ import uvicorn
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
-from PIL import Image, UnidentifiedImageError
+from fastapi.responses import FileResponse, Response
+from PIL import UnidentifiedImageError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.formparsers import MultiPartParser
 
-from data.decode import FORMATS, opened, pixels_of
+from data.decode import FORMATS, HEAD, format_of, opened, pixels_of
+from data.tree import time_of
 from models.exported import Exported, may_ask
 from search.asking import answers
 from search.guard import MAX_BODY, MAX_UPLOAD, TOO_LARGE, Ascii, Guard, failure
@@ -41,7 +40,7 @@ from utils.errors import UserError, first_line
 
 PAGE = Path(__file__).parent / "page"
 MAX_PIXELS = 64_000_000
-LARGE = 12_000_000
+LARGE = 25_000_000  # above what phones take
 MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
 MAX_K = 1000
 MAX_ID = 2**63 - 1
@@ -72,6 +71,8 @@ class Example(BaseModel):
 
 
 class Info(BaseModel):
+    index: str = Field(description="a name that no other index has")
+    generation: int = Field(description="grows with every change")
     pictures: int
     bits: int = Field(description="of a code")
     folders: list[str]
@@ -102,15 +103,14 @@ def count_pixels(content: bytes, name: str) -> int:
     return width * height
 
 
-def hash_upload(student: Exported, content: bytes, name: str, large: Lock) -> np.ndarray:
-    """The code uint8 [w] of an upload; of large pictures one at a time, since each takes a gigabyte.
+def readable(function: Callable, content: bytes, name: str):
+    """What ``function`` makes of an upload.
 
     Raises:
         HTTPException: no picture of the formats that are named, a damaged one, or one too large.
     """
     try:
-        with large if count_pixels(content, name) > LARGE else nullcontext():
-            return student.code(pixels_of(BytesIO(content), name, upright=True))
+        return function(content, name)
     except HTTPException:
         raise
     except UserError as error:
@@ -121,8 +121,8 @@ def hash_upload(student: Exported, content: bytes, name: str, large: Lock) -> np
         raise HTTPException(415, f"{name}: not a readable image of {formats}{what}") from None
 
 
-def read_original(record: Record) -> tuple[bytes, str]:
-    """(content, media type) of an indexed file, if it is still the one that was indexed.
+def check_original(record: Record) -> str:
+    """The media type of an indexed file, if it is still the one that was indexed.
 
     Raises:
         HTTPException: it is gone, or another one.
@@ -132,13 +132,15 @@ def read_original(record: Record) -> tuple[bytes, str]:
         with open(os.open(record.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             facts = os.fstat(file.fileno())
             same = stat.S_ISREG(facts.st_mode) and facts.st_size == record.size
-            content = file.read(record.size) if same else b""
+            if same and time_of(facts) != record.mtime_ns:  # touched, or another one
+                same = hashlib.file_digest(file, "sha256").hexdigest() == record.digest
+                file.seek(0)
+            kind = format_of(file.read(HEAD)) if same else None
     except OSError as error:
         raise HTTPException(410, f"{record.path}: can't be opened ({error.strerror}); {again}") from None
-    if not same or hashlib.sha256(content).hexdigest() != record.digest:
+    if not kind:
         raise HTTPException(409, f"{record.path}: changed since it was indexed; {again}")
-    with opened(content) as image:
-        return content, Image.MIME["JPEG" if image.format == "MPO" else image.format]
+    return "image/heic" if kind == "HEIF" else f"image/{kind.lower()}"
 
 
 class Searcher:
@@ -146,6 +148,7 @@ class Searcher:
 
     def __init__(self, index: Index, student: Exported):
         self.index, self.student = index, student
+        self.known: tuple[object, dict] = None, {}
 
     def problem(self) -> str | None:
         """Why no query can be answered now."""
@@ -176,8 +179,17 @@ class Searcher:
         return [{"id": id, "path": path} for id, path in list(few.items())[:EXAMPLES]]
 
     def info(self) -> dict:
+        """Computed once a state of the index, where it has a generation."""
+        state = self.index.identity, self.index.generation
+        if self.known[0] != state or not state[1]:
+            self.known = state, self._info()
+        return self.known[1]
+
+    def _info(self) -> dict:
         problem = self.problem()
         return {
+            "index": self.index.identity,
+            "generation": self.index.generation,
             "pictures": len(self.index),
             "bits": self.student.bits,
             "folders": self.index.folders(),
@@ -202,8 +214,8 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     MultiPartParser.spool_max_size = 2 * MAX_UPLOAD  # uploads stay in memory: a query writes nothing
     searcher = Searcher(index, student)
     cores = os.cpu_count() or 1
-    large = Lock()
     hashing = ThreadPoolExecutor(cores, "hashing")
+    large = ThreadPoolExecutor(1, "large")  # one at a time, since each takes a gigabyte; small ones pass by
     # Each search on one core: several at once share the cores, and none waits for a core that hashes.
     searching = ThreadPoolExecutor(cores, "searching", faiss.omp_set_num_threads, (1,))
     files = {file.name: file.read_bytes() for file in PAGE.iterdir() if file.suffix in TYPES}
@@ -236,13 +248,18 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     async def unusable(_, error: UserError) -> Response:  # an index that is damaged, or that another process holds
         return failure(503, str(error))
 
+    @app.exception_handler(KeyError)
+    async def removed(_, error: KeyError) -> Response:
+        return failure(404, f"the index has no picture {error}; it has been removed")
+
     @app.exception_handler(Exception)
     async def broken(_, error: Exception) -> Response:
         return failure(500, f"the server failed ({type(error).__name__}); its log says how")
 
     def hashed(content: bytes, name: str) -> tuple[str, np.ndarray, float]:
         start = time.perf_counter()
-        return name, hash_upload(student, content, name, large), 1000 * (time.perf_counter() - start)
+        code = student.code(pixels_of(BytesIO(content), name, upright=True))
+        return name, code, 1000 * (time.perf_counter() - start)
 
     @app.post("/api/search", responses={200: {"model": Answer}})
     async def search(
@@ -264,7 +281,8 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
                 raise HTTPException(415, f"{name}: it is empty")
             if len(content) > MAX_UPLOAD:
                 raise HTTPException(413, f"{name}: {TOO_LARGE}")
-            query = await on(hashing, hashed, content, name)
+            pixels = await on(hashing, readable, count_pixels, content, name)
+            query = await on(large if pixels > LARGE else hashing, readable, hashed, content, name)
         return Ascii(await on(searching, searcher.search, query, k, radius, folder))
 
     @app.get("/api/info", responses={200: {"model": Info}})
@@ -287,8 +305,9 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     async def original(id: Id) -> Response:
         """The file itself, if it is still the one that was indexed."""
         record = await to_thread(searcher.record, id)
-        content, kind = await on(hashing, read_original, record)
-        return Response(content, media_type=kind, headers={"Cache-Control": "private, no-cache", **ORIGINAL})
+        kind = await to_thread(check_original, record)
+        how = {"Cache-Control": "private, no-cache", **ORIGINAL}
+        return FileResponse(record.path, media_type=kind, headers=how)  # in pieces, also from where a client left off
 
     def page(name: str) -> Response:
         if name not in files:

@@ -33,6 +33,8 @@ GROUP, SHARD = 4096, 256  # pictures whose names are one file, and whose thumbna
 MAX_UPLOAD = 512 * 2**20  # bytes of a query's file, which stays in the browser
 ORT = "1.30.0"  # of onnxruntime-web
 ORT_FILES = {"module": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}
+# Under the site's own roof: many hosts send .mjs as no script, and browsers refuse it.
+HERE = {"module": "ort.wasm.bundle.min.js", "wasm": ORT_FILES["wasm"]}
 ORT_BYTES = 14_239_897  # of the second, where it is loaded from elsewhere
 # npm's own checksum of that version.
 ORT_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -140,8 +142,11 @@ def check_out(out: Path) -> None:
     """Raises UserError where a site would be mixed with something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    # The first writing leaves nothing but what it was writing aside, until all is there.
+    begun = [name for name in os.listdir(out) if name != "data"] == [] and os.listdir(out / "data") != []
+    begun = begun and all(name.startswith(ASIDE) for name in os.listdir(out / "data"))
     try:
-        ours = read_json(out / "data" / "info.json").get("format") == FORMAT
+        ours = begun or read_json(out / "data" / "info.json").get("format") == FORMAT
     except (UserError, OSError):
         ours = False
     if not ours:
@@ -173,12 +178,12 @@ def write_site(index: Index, student: Exported, out: Path, ort: str | Path) -> d
             info = write_data(index, student, folder)
         except KeyError:
             raise UserError(f"{index.path}: pictures were removed while the site was written; run it again") from None
-        info |= {"runtime": {"address": address, **ORT_FILES}}
+        info |= {"runtime": {"address": address, **(HERE if here else ORT_FILES)}}
         wasm = ORT_FILES["wasm"]
         info["sizes"][wasm] = (Path(ort) / wasm).stat().st_size if here else ORT_BYTES
         files = page_files(address)
         if here:
-            files |= {f"ort/{name}": (Path(ort) / name).read_bytes() for name in ORT_FILES.values()}
+            files |= {f"ort/{HERE[key]}": (Path(ort) / name).read_bytes() for key, name in ORT_FILES.items()}
         info["version"] = version = state(folder, files, info)
         if (out / "data" / version).exists():
             shutil.rmtree(out / "data" / version)

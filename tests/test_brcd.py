@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import distill
+from losses.brcd import hard_weights
 from losses.methods import BRCD, Batch, BRCDOptions, Knowledge, build_method
 from utils.seeds import generator
 
@@ -224,3 +225,8 @@ def test_methods_are_built_by_name_and_none_adds_nothing():
     batch, _ = batch_and_knowledge()
     assert build_method("none", bits=16, n_data=40)(batch) == {}
     assert isinstance(build_method("none", bits=16, n_data=40), nn.Module)
+
+
+def test_no_gradient_passes_the_weights_of_hard_negatives():
+    negatives = torch.randn(4, 6, requires_grad=True)
+    assert not hard_weights(negatives, 2.0).requires_grad

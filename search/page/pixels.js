@@ -125,6 +125,11 @@ async function decoded(bytes, max) {
 export async function pixels(file, max) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   const kind = format(bytes);
+  const brand = String.fromCharCode(...bytes.slice(4, 12));
+  if (/^ftyp(hei|hev|mif)/.test(brand)) {
+    throw new Error("HEIC, which can't be read here: on an iPhone choose Settings, Camera, Formats, Most Compatible; or convert it to JPEG");
+  }
+  if (brand === "ftypavif") throw new Error("AVIF, which can't be read here; convert it to JPEG");
   if (!kind) throw new Error("not a readable image (none of JPEG, PNG, WEBP, BMP, GIF, TIFF)");
   let how = 1;
   if (kind === "WEBP") {

@@ -325,25 +325,93 @@ class Slow:
         return self.student.code(pixels)
 
 
-def test_more_at_once_than_the_limit_are_told_to_come_back(index, made, monkeypatch):
+def test_more_at_once_than_the_limit_wait_and_the_rest_goes_on(index, made, monkeypatch):
     monkeypatch.setattr(guard, "ASKING", 2)
     slow, answers = Slow(made[1]), []
-    app = make_app(index, slow)
-    clients = [TestClient(app, HERE) for _ in range(3)]
-    threads = [
-        threading.Thread(target=lambda c=c: answers.append(ask(c, as_bytes(draw(1))).status_code)) for c in clients[:2]
-    ]
-    for thread in threads:
-        thread.start()
-        assert slow.begun.acquire(timeout=60)
-    busy = ask(clients[2], as_bytes(draw(1)))
-    assert "busy" in refused(busy, 503) and busy.headers["retry-after"]
-    assert clients[2].get("/thumbnail/1").status_code == 200  # the rest goes on
-    slow.go.set()
-    for thread in threads:
-        thread.join()
-    assert answers == [200, 200]
-    assert ask(clients[2], as_bytes(draw(1))).status_code == 200
+    with running(make_app(index, slow)) as address, httpx.Client(base_url=address, timeout=60) as client:
+
+        def query() -> None:
+            answers.append(client.post("/api/search", files={"file": ("x.png", as_bytes(draw(1)))}).status_code)
+
+        threads = [threading.Thread(target=query) for _ in range(3)]
+        for thread in threads[:2]:
+            thread.start()
+            assert slow.begun.acquire(timeout=60)
+        threads[2].start()
+        assert client.get("/thumbnail/1").status_code == 200 and not slow.begun.acquire(timeout=0.2)
+        monkeypatch.setattr(guard, "HELD", 100)
+        busy = client.post("/api/search", data={"id": 1})
+        assert "busy" in refused(busy, 503) and busy.headers["retry-after"]
+        slow.go.set()
+        for thread in threads:
+            thread.join()
+    assert answers == [200, 200, 200]
+
+
+def test_slow_and_silent_clients_hold_no_place(index, made, monkeypatch):
+    monkeypatch.setattr(guard, "ASKING", 1)
+    monkeypatch.setattr(guard, "RECEIVING", 1)
+    with running(make_app(index, made[1])) as address, httpx.Client(base_url=address, timeout=60) as client:
+        silent = [http.client.HTTPConnection(address.split("/")[2]) for _ in range(8)]
+        for connection in silent:
+            connection.putrequest("POST", "/api/search")
+            connection.putheader("Content-Length", "1000")
+            connection.putheader("Content-Type", "application/x-www-form-urlencoded")
+            connection.endheaders(b"i")
+        assert client.post("/api/search", data={"id": 1}).status_code == 200
+        assert [connection.getresponse().status for connection in silent] == [503] * 8
+
+
+def test_small_queries_pass_by_large_ones(index, made, monkeypatch):
+    monkeypatch.setattr(server, "LARGE", 100 * 100)
+    slow, answers = Slow(made[1]), []
+    with running(make_app(index, slow)) as address, httpx.Client(base_url=address, timeout=60) as client:
+
+        def query(size: tuple[int, int]) -> int:
+            return client.post("/api/search", files={"file": ("x.png", as_bytes(draw(1, size)))}).status_code
+
+        threads = [threading.Thread(target=lambda: answers.append(query((200, 100)))) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        assert slow.begun.acquire(timeout=60) and not slow.begun.acquire(timeout=0.5)  # one large one is at work
+        small = threading.Thread(target=lambda: answers.append(query((50, 50))))
+        small.start()
+        assert slow.begun.acquire(timeout=60)  # and a small one beside it
+        slow.go.set()
+        for thread in (*threads, small):
+            thread.join()
+    assert answers == [200] * 13
+
+
+def test_a_proxy_that_speaks_tls_may_stand_in_front(client, index, made):
+    through = {"Origin": "https://photos.example.com", "Sec-Fetch-Site": "same-origin"}
+    assert ask(client, id=1, headers=through).status_code == 200
+    older = {"Origin": "https://photos.example.com"}
+    assert "photos.example.com" in refused(ask(client, id=1, headers=older), 403)
+    named = TestClient(make_app(index, made[1], ["photos.example.com"]), HERE)
+    assert ask(named, id=1, headers=older).status_code == 200
+    assert ask(named, id=1, headers={**older, "Host": "photos.example.com"}).status_code == 200
+    refused(ask(named, id=1, headers={"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}), 403)
+
+
+def test_head_ranges_and_what_has_just_been_removed(client, index, monkeypatch):
+    for path in ("/", "/api/info", "/thumbnail/1", "/original/1"):
+        head, whole = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"") and head.headers["content-length"] == str(
+            len(whole.content)
+        )
+    whole = client.get("/original/1").content
+    part = client.get("/original/1", headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, whole[10:20])
+    monkeypatch.setattr(index, "code_of", Mock(side_effect=KeyError(1)))  # between two calls
+    assert "has been removed" in refused(ask(client, id=1), 404)
+
+
+def test_what_is_known_of_the_index_is_computed_once_a_state(client, index, monkeypatch):
+    first = client.get("/api/info").json()
+    assert first["index"] == index.identity and first["generation"] == index.generation
+    monkeypatch.setattr(index, "search", Mock(side_effect=ZeroDivisionError))
+    assert client.get("/api/info").json() == first
 
 
 def test_what_takes_too_long_is_given_up(index, made, monkeypatch):

@@ -1,11 +1,16 @@
 """A site without a server: what is written, and that the browser hashes and finds as Python does."""
 
 import base64
+import contextlib
 import io
 import json
+import os
 import shutil
+import socket
 import struct
+import subprocess
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -19,14 +24,16 @@ from exports import write_export
 from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 from playwright.sync_api import expect
-from small_search import MARKUP, PHONE, as_bytes, draw, drop, opened, paste, shown, write_index
+from small_search import MARKUP, PHONE, as_bytes, draw, drop, opened, paste, running, shown, write_index
 
 from data.decode import pixels_of
 from models.exported import Exported
 from search import site
 from search.asking import answers
 from search.index import Filters, Index
+from search.server import make_app
 from utils.errors import UserError
+from utils.files import ASIDE
 
 # The page's own modules, as a test calls them.
 HASH = """async (base64) => {
@@ -420,3 +427,89 @@ def test_site_by_its_command_and_a_runtime_from_elsewhere(made, cli, tmp_path):
     html = (out / "index.html").read_text()
     assert "connect-src 'self' https://cdn.example;" in html and not (out / "ort").exists()
     assert "https://cdn.example/ort@1/dist/ort.wasm.bundle.min.mjs" in (out / "sw.js").read_text()
+
+
+# Other hosts
+
+
+NGINX = """
+pid {folder}/pid; error_log {folder}/log; daemon off; worker_processes 1;
+events {{}}
+http {{
+    include /etc/nginx/mime.types; default_type application/octet-stream; access_log off;
+    client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
+    uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; client_max_body_size 40m;
+    server {{
+        listen 127.0.0.1:{port};
+        location /site/ {{ alias {site}/; }}
+        location /photos/ {{ proxy_pass {server}; }}
+    }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, site: Path, server: str = "http://127.0.0.1:9/") -> Iterator[str]:
+    """A stock nginx: the site below a prefix, and a server of ours below another."""
+    if not (program := shutil.which("nginx") or shutil.which("/usr/sbin/nginx")):
+        pytest.skip("no nginx")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shutil.copytree(site, folder / "www")
+    for path in (folder, *folder.parents):
+        if path != Path("/") and path.stat().st_uid == os.getuid() and path != Path("/tmp"):
+            path.chmod(path.stat().st_mode | 0o055)  # workers are of another user
+    conf = folder / "nginx.conf"
+    conf.write_text(NGINX.format(folder=folder, port=port, site=folder / "www", server=server))
+    with subprocess.Popen([program, "-c", conf, "-p", folder], stderr=subprocess.PIPE) as process:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.1):
+                break
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/"
+        process.terminate()
+
+
+def test_a_stock_nginx_serves_the_site_below_a_prefix(chromium, made, tmp_path):
+    picture = tmp_path / "mine.png"
+    draw(1000, (400, 300)).save(picture)
+    with nginx(tmp_path / "n", made[0]) as address, opened(chromium, f"{address}site/") as page:
+        drop(page, picture)
+        expect(page.locator("#status")).to_contain_text("100 nearest of 300 pictures")
+
+
+def test_a_server_behind_nginx_and_a_prefix(chromium, made, tmp_path):
+    picture = tmp_path / "mine.png"
+    draw(1000, (400, 300)).save(picture)
+    with (
+        Index(made[1]) as index,
+        running(make_app(index, made[2])) as server,
+        nginx(tmp_path / "n", made[0], server) as address,
+        opened(chromium, f"{address}photos/") as page,
+    ):
+        drop(page, picture)
+        expect(page.locator("#status")).to_contain_text("100 nearest of 300 pictures")
+
+
+def test_opened_as_a_file_it_says_what_it_needs(chromium, made):
+    page = chromium.new_page()
+    page.goto((made[0] / "index.html").as_uri())
+    expect(page.locator("#silent")).to_be_visible(timeout=10_000)
+    expect(page.locator("#silent")).to_contain_text("a web server")
+    page.close()
+
+
+def test_what_the_browser_cannot_decode_is_said_in_a_persons_words(page, tmp_path):
+    (tmp_path / "IMG_1.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
+    drop(page, tmp_path / "IMG_1.heic")
+    expect(page.locator("#error")).to_contain_text("Most Compatible")
+
+
+def test_a_first_writing_that_was_killed_can_be_repeated(made, ort, tmp_path):
+    (tmp_path / "out" / "data" / f"{ASIDE}x" / "state").mkdir(parents=True)
+    site.check_out(tmp_path / "out")
+    (tmp_path / "out" / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else than a site"):
+        site.check_out(tmp_path / "out")
