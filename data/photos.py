@@ -56,10 +56,8 @@ def load(
         kept, notes = _sample(root, names, 2 * n_train + 2 * QUERIES, seed, cache_dir)
         notes = [f"{len(names):,} pictures found", *passed, *notes]
     if len(kept) < FEWEST:
-        passed = "".join(f"; {note}" for note in notes[1:])
-        raise UserError(
-            f"{root}: {len(kept)} different pictures that can be read{passed}; at least {FEWEST} are needed"
-        )
+        why = "".join(f"; {note}" for note in notes[1:])
+        raise UserError(f"{root}: {len(kept)} different pictures that can be read{why}; at least {FEWEST} are needed")
     source = FileImages(root, sorted(kept), upright=True, cache_dir=cache_dir)
     place = {name: index for index, name in enumerate(source.names)}
     drawn = np.array([place[name] for name in kept])

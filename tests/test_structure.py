@@ -61,7 +61,7 @@ def test_the_rules_below_see_the_project():
     assert {"losses.methods", "models.heads", "data.views"} <= IMPORTS["distill"]
     assert is_command("distill") and is_command("scripts.report") and not is_command("losses")
     folders = {file.parts[0] for file in TREES if len(file.parts) > 1}
-    assert folders == {*ARROWS, *COMMANDS, "image", "tests"}
+    assert folders | {"search"} == {*ARROWS, *COMMANDS, "image", "tests"}  # which may be deleted
     python = {p.parent.relative_to(ROOT).parts[0] for p in ROOT.glob("*/*.py")} - folders
     assert not python, f"folders of Python that no rule knows: {python}"
 
