@@ -56,7 +56,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "60", "HF_HUB_OFFLINE
 NETWORK = "efficientnet_lite0"
 DATA = ["--dataset", "digits", "--limit", 60, "--size", 64, "--views", 2, "--device", "cpu", "--engine", "torch"]
 UNLIKE = re.compile(rb'"(seconds|\w*commit)": [^,}\n]*')
-EPOCHS = ["--epochs", 200, "--validate-every", 2, "--patience", 99]
+EPOCHS = ["--epochs", 60, "--validate-every", 2, "--patience", 99]
 
 
 class Findings:

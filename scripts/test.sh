@@ -8,11 +8,12 @@ NEEDS="requirements-search.txt requirements-scale.txt requirements-dev.txt"
 [ "${1:-}" != core ] || NEEDS="requirements-dev.txt"
 . "$(dirname "$0")/env.sh"
 
-"$PY" -m ruff check --quiet . && "$PY" -m ruff format --quiet --check .
+"$PY" -m ruff check --quiet .
+"$PY" -m ruff format --quiet --check .
 "$PY" -m mypy --no-error-summary
 if [ "${1:-}" = core ]; then
     shift
-    CORE="structure losses brcd baselines hashing clusters metrics training options lists data resize"
+    CORE="structure losses brcd baselines hashing clusters metrics training options lists data decode resize"
     set -- $(for NAME in $CORE; do echo "tests/test_$NAME.py"; done) -m "not slow and not whole" "$@"
     exec "$PY" -m pytest -q -n auto --dist loadfile "$@"
 fi
