@@ -261,9 +261,9 @@ class Bench:
         """Send a signal at a random moment: Ctrl-C reaches the whole group, the others the one process."""
         process = self.start(name, here)
         moment = draw.uniform(0.5 if draw.random() < LATE else 0, 1) * self.seconds[name]
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             process.wait(moment)
-        with contextlib.suppress(ProcessLookupError):
+        except subprocess.TimeoutExpired:
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         return end(process)
 

@@ -356,7 +356,7 @@ class MilvusIndex(AnyIndex):
         self._put([stored(i, Row(rows[i]["path"], *stats[i], *more[i])) for i in rows])
 
     def note_broken(self, files: Collection[Broken]) -> None:
-        self._keep("broken", {f.path: [f.path, f.size, f.mtime_ns, f.reason] for f in files}, self.width)
+        self._keep("broken", {f.path: [f.path, f.size, f.mtime_ns, f.reason, f.reader] for f in files}, self.width)
         self._forget(self._at(f.path for f in files))
 
     def remove(self, which: Iterable[int | str]) -> int:

@@ -339,7 +339,7 @@ def test_every_command_answers_alike(place, tree, export, tmp_path):
         assert file["codes"].shape == (12, model.width) and sorted(file["paths"])[0] == str(tree / "a" / "00.png")
     assert "6 forgotten; 6 pictures" in search("remove", "--index", place(), tree / "b")
     (tree / "a" / "00.png").unlink()
-    assert "6 added, 5 unchanged" in search(*add, "--prune") and "1 gone and forgotten" not in search(*add)
+    assert "6 added, 5 unchanged" in search(*add, "--prune", "--yes") and "1 gone and forgotten" not in search(*add)
 
 
 def test_the_page_answers_alike(place, tree, export):
