@@ -18,6 +18,7 @@ import torch
 from data.dataset import NO_LABELS, HashingData
 from data.load import add_data_arguments, load_data
 from data.transforms import EVAL_VERSION, eval_transform
+from losses.methods import METHODS
 from models.trained import Trained, read_run
 from retrieval.codes import pack
 from retrieval.hasher import OTHER_DATA, Hasher, run_options
@@ -28,7 +29,7 @@ from utils.errors import UserError, guarded
 from utils.figures import draw_curves, draw_retrieved
 from utils.files import write_csv, write_json, written_aside
 from utils.options import Parser, one_of, whole
-from utils.runs import git_commit, read_defaults, read_environment
+from utils.runs import DEFAULTS, git_commit, read_defaults, read_environment
 
 THUMBNAIL = 96
 QUERIES = ("test", "val")
@@ -78,8 +79,24 @@ def check_target(target: Path) -> None:
 
 def named_options(run: Trained) -> dict:
     """The options that name a run's row in a table: those that are not at their defaults."""
-    defaults = read_defaults(run.folder)
-    return {name: run.args[name] for name, default in defaults.items() if run.args.get(name, default) != default}
+    known = {name: (run.args.get(name, default), default) for name, default in read_defaults(run.folder).items()}
+    odd = [name for name, (value, default) in known.items() if not could_be(value, default)]
+    if run.teacher and run.args["method"] not in METHODS:
+        odd.append("method")
+    if odd:
+        files = f"{run.folder}/args.yaml or {run.folder}/{DEFAULTS}"
+        raise UserError(f"{files}: damaged, no usable {', '.join(odd)}; train that run again")
+    return {name: value for name, (value, default) in known.items() if value != default}
+
+
+def could_be(value: object, default: object) -> bool:
+    """Whether an option could have a value, by the kind of its default; a number of clusters may be "auto"."""
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number or (isinstance(default, int) and value == "auto")
+    return isinstance(value, str) if isinstance(default, str) else isinstance(value, int | float | str | None)
 
 
 @dataclass(frozen=True)

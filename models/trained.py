@@ -126,7 +126,11 @@ def read_teacher(folder: Path) -> Trained:
 
 
 def _read(folder: Path, args: dict, role: str, teacher: Trained | None = None) -> Trained:
-    lacking = [name for name, kind in NEEDED[role].items() if not isinstance(args.get(name), kind)]
+    wrong = {name for name, kind in NEEDED[role].items() if not isinstance(args.get(name), kind)}
+    wrong |= {name for name in NEEDED[role] if isinstance(args.get(name), bool)}  # to Python True is a number
+    if not wrong and (args.get("student_size") or 1) < 1:
+        wrong = {"student_size"}
+    lacking = sorted(wrong)
     if lacking:
         raise UserError(f"{folder}/args.yaml: damaged, no usable {some(lacking)}; train that run again")
     read_summary(folder)

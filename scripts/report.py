@@ -61,7 +61,7 @@ def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.nda
         for file in runs["file"]:
             result = read_json(file)
             curves.append(result["teacher" if name == "teacher" else setting]["precision_recall"])
-        means = {key: np.mean([c[key] for c in curves], axis=0) for key in curves[0]}
+        means = {key: np.mean([c[key] for c in curves], axis=0) for key in ("precision", "recall", "answered")}
         by_setting.setdefault(setting, {})[name] = means
     return by_setting
 

@@ -181,7 +181,7 @@ READERS = [
     Reader("shards{}/train-0.tar", read_shards),
     Reader("run{}/best_sshp.pt", read_head, exact=True),
     Reader("begun{}/last.pt", fitted, exact=True),
-    *(Reader(f"run{{}}/{name}.yaml", read_student) for name in ("args", "defaults")),
+    *(Reader(f"run{{}}/{name}", read_student) for name in ("args.yaml", "defaults.json")),
     *(Reader(f"run{{}}/{name}", read_records) for name in ("environment.json", "summary.json", "log.csv")),
     Reader("run{}/train_codes.npz", lambda file: codes.read_training_codes(file.parent), exact=True),
     Reader("run{}/clusters.npz", read_clusters, exact=True),

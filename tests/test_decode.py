@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -17,7 +18,7 @@ IMAGE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 50, 3)).as
 
 def content(kind: str, image: Image.Image = IMAGE, **more) -> bytes:
     if kind == "HEIF":
-        pytest.importorskip("pillow_heif").register_heif_opener()
+        pillow_heif.register_heif_opener()
     file = io.BytesIO()
     image.save(file, kind, **more)
     return file.getvalue()

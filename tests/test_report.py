@@ -154,9 +154,11 @@ OWNED = {name: method for method, entry in METHODS.items() for name in entry.own
 def test_every_option_is_in_a_run_s_name_or_marked_as_not(tmp_path, command, name):
     heeding = {"views": 2} | ({"method": OWNED.get(name, "pkt")} if command is distill else {})  # what heeds all others
     run = trained(tmp_path, command, **heeding)
-    changed = replace(run, args={**run.args, name: "another"})
+    default = command.make_parser().defaults()[name]
+    other = not default if isinstance(default, bool) else default + 1 if isinstance(default, int | float) else "sskd"
     unnamed = command.make_parser().having(FREE, COLUMN)
-    assert (named_options(changed).get(name) == "another") == (name not in unnamed)
+    named = named_options(replace(run, args={**run.args, name: other}))
+    assert (named.get(name) == other) == (name not in unnamed)
 
 
 def test_a_teachers_hashing_has_a_column():

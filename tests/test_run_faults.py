@@ -112,9 +112,29 @@ DAMAGE = {
         lambda r: (r / "student/environment.json").write_text("{}"),
         "environment.json: damaged",
     ),
+    "cut defaults": (
+        lambda r: (r / "student/defaults.json").write_text((r / "student/defaults.json").read_text()[:200]),
+        "defaults.json: damaged",
+    ),
+    "an option of another kind": (
+        lambda r: rewrite(r / "student/args.yaml", alpha="x"),
+        "student/defaults.json: damaged, no usable alpha",
+    ),
+    "a method that is none": (
+        lambda r: rewrite(r / "student/args.yaml", method="x"),
+        "student/defaults.json: damaged, no usable method",
+    ),
+    "a student of less than no pixels": (
+        lambda r: rewrite(r / "student/args.yaml", student_size=-1),
+        "student/args.yaml: damaged, no usable student_size",
+    ),
+    "a best that is no measurement": (
+        lambda r: (r / "student/summary.json").write_text('{"best": {"sshp": 7}, "epochs": 3}'),
+        "summary.json: damaged",
+    ),
     "no defaults": (
-        lambda r: (r / "student/defaults.yaml").unlink(),
-        "student: no defaults.yaml in it; run the command",
+        lambda r: (r / "student/defaults.json").unlink(),
+        "student: no defaults.json in it; run the command",
     ),
     "a list as environment": (
         lambda r: (r / "teacher/environment.json").write_text("[1]"),

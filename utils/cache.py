@@ -89,7 +89,7 @@ class Entry:
         try:
             marker = json.loads(self.marker.read_text())
             rows, sums = marker["rows"], marker["checksums"]
-            if isinstance(rows, int) and len(sums) == -(-rows * self.width // BLOCK):
+            if isinstance(rows, int) and isinstance(sums, list) and len(sums) == -(-rows * self.width // BLOCK):
                 return rows, sums
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             pass

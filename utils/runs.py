@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.files import ASIDE, held_alone, read_json, remove_torn, write_csv, write_json, written_aside
 from utils.options import COLUMN, FREE, Parser
 
-DEFAULTS = "defaults.yaml"
+DEFAULTS = "defaults.json"
 
 
 def as_text(values: dict) -> dict:
@@ -97,7 +97,8 @@ class Run:
         remove_torn(self.folder)
         if not self.path(DEFAULTS).exists():
             unnamed = parser.having(FREE, COLUMN) | set(idle)
-            write_yaml(self.path(DEFAULTS), as_text({k: v for k, v in parser.defaults().items() if k not in unnamed}))
+            named = {k: v for k, v in parser.defaults().items() if k not in unnamed}
+            write_json(self.path(DEFAULTS), as_text(named))  # not YAML, which reads on where it was cut
         if not self.path("environment.json").exists():
             write_json(self.path("environment.json"), environment())
 
@@ -152,7 +153,12 @@ def read_summary(folder: Path) -> dict:
     if not file.exists():
         raise UserError(f"{folder}: not finished (no summary.json); go on with it by --resume")
     summary = read_json(file)
-    if not isinstance(summary.get("best"), dict) or not isinstance(summary.get("epochs"), int):
+    best = summary.get("best")
+    whole = isinstance(best, dict) and all(
+        isinstance(one, dict) and isinstance(one.get("value"), int | float) and isinstance(one.get("epoch"), int)
+        for one in best.values()
+    )
+    if not whole or not isinstance(summary.get("epochs"), int):
         raise UserError(f"{file}: damaged; delete it and go on with that run by --resume")
     return summary
 
@@ -172,8 +178,11 @@ def read_defaults(folder: Path) -> dict:
     Raises:
         UserError: the file is missing (the run is of older code) or damaged.
     """
-    lacking = f"{folder}: no {DEFAULTS} in it; run the command that made it again with --resume, which writes that file"
-    return _read_yaml(Path(folder) / DEFAULTS, lacking)
+    if not (file := Path(folder) / DEFAULTS).exists():
+        raise UserError(
+            f"{folder}: no {DEFAULTS} in it; run the command that made it again with --resume, which writes it"
+        )
+    return read_json(file)
 
 
 def _read_yaml(file: Path, lacking: str) -> dict:

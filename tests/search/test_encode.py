@@ -529,7 +529,7 @@ def disk(tmp_path):
     try:
         size(64)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no disk can be mounted here")
+        pytest.skip("a small disk that fills up can be mounted by root alone")
     yield lambda kib: size(kib, "remount")
     subprocess.run(["umount", folder], check=True)
 

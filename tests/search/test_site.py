@@ -452,7 +452,7 @@ http {{
 def nginx(folder: Path, site: Path, server: str = "http://127.0.0.1:9/") -> Iterator[str]:
     """A stock nginx: the site below a prefix, and a server of ours below another."""
     if not (program := shutil.which("nginx") or shutil.which("/usr/sbin/nginx")):
-        pytest.skip("no nginx")
+        pytest.skip("no nginx: scripts/test.sh installs it for root; else apt install nginx-light")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
