@@ -166,9 +166,9 @@ def counted(others: Counter[str]) -> str:
     return some([f"{count:,} {ending}" for ending, count in others.most_common()], 12)
 
 
-def images_below(roots: Sequence[str | Path], outside: Iterable[str | Path] = (), found: Found | None = None) -> Found:
-    """All images below folders; added to ``found`` where it is given."""
-    found = Found() if found is None else found
+def images_below(roots: Sequence[str | Path], outside: Iterable[str | Path] = ()) -> Found:
+    """All images below folders, and what else is there; ``outside``: see ``walk``."""
+    found = Found()
     for here in walk(roots, outside=outside):
         found.paths += [os.path.join(here.folder, name) for name, *_ in here.files]
         found.problems += here.problems
