@@ -8,7 +8,7 @@ import argparse
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,12 +19,13 @@ sys.path.insert(0, str(ROOT))
 
 from data import digits  # noqa: E402
 from data.features import BATCH  # noqa: E402
-from data.views import view_params, view_pixels  # noqa: E402
+from data.views import ViewMaker  # noqa: E402
 from models.backbones import build_backbone  # noqa: E402
 from models.engines import TorchEngine, choose_engine, make_engine  # noqa: E402
 from utils.cache import DTYPE  # noqa: E402
 from utils.files import write_json  # noqa: E402
-from utils.pipeline import prefetch  # noqa: E402
+from utils.machine import cores  # noqa: E402
+from utils.pipeline import loaded  # noqa: E402
 from utils.runs import environment  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -38,23 +39,24 @@ PLAIN = v2.Compose(
 )
 
 
+def plain_views(data, rows: torch.Tensor) -> torch.Tensor:
+    return torch.stack([PLAIN(data.source.stack[i]) for i in data.train[rows.numpy()]])
+
+
 def plain_batches(data, n: int):
-    for start in range(0, n, BATCH):
-        yield torch.stack([PLAIN(data.source.stack[i]) for i in data.train[start : min(start + BATCH, n)]])
+    return loaded(partial(plain_views, data), [(rows,) for rows in torch.arange(n).split(BATCH)], cores())
 
 
 def our_batches(data, n: int):
-    params = view_params(data, 0, seed=0)
-    with ThreadPoolExecutor(2) as pool:
-        for rows in torch.arange(n).split(BATCH):
-            yield view_pixels(data, rows, params[rows], 224, CPU, pool)
+    maker = ViewMaker(data, 0, 224, CPU)
+    return loaded(maker.crops, [(0, rows) for rows in torch.arange(n).split(BATCH)], cores())
 
 
 def rate(batches, engine, n: int, folder: Path) -> float:
     """Views a second, features written to disk; the first batch warms up and does not count."""
     with open(folder / "features.bin", "wb") as file:
         done, start = 0, None
-        for images in prefetch(batches):
+        for images in batches:
             file.write(engine(images).numpy().astype(DTYPE).tobytes())
             if start is None:
                 start = time.perf_counter()

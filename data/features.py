@@ -16,8 +16,9 @@ from models.engines import ENGINES, PRECISIONS, check_precision, choose_engine, 
 from utils import distributed
 from utils.cache import FeatureCache
 from utils.devices import CHOICES
+from utils.machine import cores
 from utils.options import COLUMN, FREE, NEW_FEATURES, Parser, one_of, parse_size, view_count, whole
-from utils.pipeline import one_late, prefetch
+from utils.pipeline import one_late
 
 BATCH = 64
 
@@ -41,10 +42,10 @@ class Extractor:
         engine: str = "auto",
         precision: str = "auto",
         view_seed: int = 0,
-        workers: int = 4,
+        workers: int | None = None,
     ):
         self.data, self.backbone, self.device, self.cache = data, backbone, device, cache
-        self.size, self.view_seed, self.workers = size, view_seed, workers
+        self.size, self.view_seed, self.workers = size, view_seed, workers or cores()
         self.engine_name, self.precision = choose_engine(engine, precision, device)
         self._engine: Engine | None = None
 
@@ -80,7 +81,7 @@ class Extractor:
 
         def extract(start: int) -> Iterator[torch.Tensor]:
             batches = eval_batches(self.data, used, self.size, BATCH, self._part(start))
-            return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
+            return distributed.in_turn(one_late(map(self.engine, batches)))
 
         features = self.cache.get(
             self._facts(used, kind="evaluation", transforms=transforms.EVAL_VERSION, crop=self.data.crop),
@@ -97,7 +98,7 @@ class Extractor:
 
         def extract(start: int) -> Iterator[torch.Tensor]:
             batches = view_batches(self.data, bank, self.size, BATCH, self.device, self._part(start))
-            return distributed.in_turn(one_late(map(self.engine, prefetch(batches))))
+            return distributed.in_turn(one_late(map(self.engine, batches)))
 
         rotated = {"quarters": quarters} if quarters else {}
         facts = self._facts(
@@ -150,7 +151,7 @@ def add_feature_arguments(parser: Parser) -> None:
         "--cache-limit", type=parse_size, help="delete longest unused entries above this, such as 20G", marks={FREE}
     )
     group.add_argument(
-        "--workers", type=whole(1), default=4, help="threads that read and crop image files", marks={FREE}
+        "--workers", type=whole(1), default=cores(), help="processes that read and crop images", marks={FREE}
     )
 
 

@@ -59,6 +59,9 @@ class ShardImages:
         self.upright, self.cache_dir = upright, cache_dir
         self._handles: dict[int, int] = {}
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_handles": {}}  # another process opens its own
+
     def __len__(self) -> int:
         return len(self.names)
 

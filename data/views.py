@@ -6,9 +6,8 @@ the smaller one, and a resumed run meets the views that it would have met.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from data.transforms import ViewParams, crop_view, eval_transform, sample_views,
 from utils import distributed
 from utils.devices import to_device
 from utils.errors import UserError
-from utils.pipeline import prefetch
+from utils.machine import cores
+from utils.pipeline import loaded
 from utils.seeds import generator
 
 CPU = torch.device("cpu")
@@ -28,11 +28,11 @@ BankArray = np.ndarray | torch.Tensor
 
 @dataclass(frozen=True)
 class Share:
-    """Which of the batches are made: those from row ``start`` on, of them ``turns``; by ``workers`` threads."""
+    """Which of the batches are made: those from row ``start`` on, of them ``turns``; by ``workers`` processes."""
 
     start: int = 0
     turns: slice = field(default_factory=lambda: slice(None))
-    workers: int = 4
+    workers: int = field(default_factory=cores)
 
 
 @dataclass(frozen=True)
@@ -49,32 +49,65 @@ def eval_batches(
 ) -> Iterator[torch.Tensor]:
     """Images ``rows`` as evaluation sees them, uint8 [B, 3, size, size]."""
     firsts = range(part.start, len(rows), batch_size)[part.turns]
+    yield from loaded(partial(_evaluated, data, size), [(rows[f : f + batch_size],) for f in firsts], part.workers)
+
+
+def _evaluated(data: HashingData, size: int, rows: np.ndarray) -> torch.Tensor:
     if data.source.stack is not None:
-        for first in firsts:
-            yield eval_transform(data.source.stack[rows[first : first + batch_size]], size, data.crop)
-        return
-    with ThreadPoolExecutor(part.workers) as pool:
-        for first in firsts:
-            batch = rows[first : first + batch_size]
-            yield torch.stack(list(pool.map(lambda i: eval_transform(data.source[i], size, data.crop), batch)))
+        return eval_transform(data.source.stack[rows], size, data.crop)
+    return torch.stack([eval_transform(data.source[i], size, data.crop) for i in rows])
 
 
 def view_params(data: HashingData, view: int, seed: int) -> ViewParams:
     """The random numbers of view number ``view`` of every training image."""
-    return sample_views(len(data.train), data.flip, generator("view", seed, view))
+    return _drawn(len(data.train), data.flip, view, seed)
 
 
-def view_pixels(
-    data: HashingData, rows: torch.Tensor, params: ViewParams, size: int, device: torch.device, pool: ThreadPoolExecutor
-) -> torch.Tensor:
-    """One view of each training image in ``rows`` [B]: uint8 [B, 3, size, size] on ``device``; ``params``: B rows."""
-    index = data.train[rows.numpy()]
-    stack = data.source.stack
-    if stack is not None and max(stack.shape[2:]) <= size:
-        return views_of_stack(to_device(stack[index], device), params, size)
-    one = lambda b: crop_view(data.source[index[b]], params[b : b + 1], size)  # noqa: E731
-    crops = torch.stack(list(pool.map(one, range(len(index)))))
-    return views_of_crops(to_device(crops, device), params)
+@lru_cache(maxsize=2)  # both views of an epoch
+def _drawn(n: int, flip: bool, view: int, seed: int) -> ViewParams:
+    return sample_views(n, flip, generator("view", seed, view))
+
+
+@dataclass(frozen=True)
+class ViewMaker:
+    """Views of training images in two halves: ``crops`` where files are read, ``finish`` where the backbone is.
+
+    Without a GPU both are the reading processes' work.
+    """
+
+    data: HashingData
+    seed: int
+    size: int
+    device: torch.device
+
+    @property
+    def _stacked(self) -> bool:
+        """Whether images are all of one size and enlarged: then cropping them is part of ``finish``."""
+        stack = self.data.source.stack
+        return stack is not None and max(stack.shape[2:]) <= self.size
+
+    def crops(self, view: int, rows: torch.Tensor) -> torch.Tensor:
+        """One view of training images ``rows`` [B]: uint8 [B, 3, H, W], on its way."""
+        index, source = self.data.train[rows.numpy()], self.data.source
+        if source.stack is not None and self._stacked:
+            images = source.stack[index]
+        else:
+            params = view_params(self.data, view, self.seed)[rows]
+            images = torch.stack([crop_view(source[i], params[b : b + 1], self.size) for b, i in enumerate(index)])
+        return self._finish(images, view, rows) if self.device.type == "cpu" else images
+
+    def finish(self, images: torch.Tensor, view: int, rows: torch.Tensor) -> torch.Tensor:
+        """The views themselves, uint8 [B, 3, size, size] on the device."""
+        return images if self.device.type == "cpu" else self._finish(to_device(images, self.device), view, rows)
+
+    def _finish(self, images: torch.Tensor, view: int, rows: torch.Tensor) -> torch.Tensor:
+        params = view_params(self.data, view, self.seed)[rows]
+        return views_of_stack(images, params, self.size) if self._stacked else views_of_crops(images, params)
+
+
+def _pair_of_crops(makers: list[ViewMaker], views: tuple[int, int], rows: torch.Tensor) -> list[list[torch.Tensor]]:
+    """For each maker the crops of both views."""
+    return [[maker.crops(view, rows) for view in views] for maker in makers]
 
 
 def rotate(images: torch.Tensor, quarters: int) -> torch.Tensor:
@@ -86,17 +119,14 @@ def view_batches(
     data: HashingData, bank: Bank, size: int, batch_size: int, device: torch.device, part: Share = Share()
 ) -> Iterator[torch.Tensor]:
     """A bank's views, uint8 [B, 3, size, size], view by view: row = view * n + image."""
-    n = len(data.train)
-
-    def batches() -> Iterator[tuple[torch.Tensor, ViewParams]]:
-        for view in range(part.start // n, bank.n_views):
-            params = view_params(data, view, bank.seed)
-            for rows in torch.arange(part.start % n if view == part.start // n else 0, n).split(batch_size):
-                yield rows, params
-
-    with ThreadPoolExecutor(part.workers) as pool:
-        for rows, params in islice(batches(), part.turns.start, part.turns.stop, part.turns.step):
-            yield rotate(view_pixels(data, rows, params[rows], size, device, pool), bank.quarters)
+    n, maker = len(data.train), ViewMaker(data, bank.seed, size, device)
+    tasks = [
+        (view, rows)
+        for view in range(part.start // n, bank.n_views)
+        for rows in torch.arange(part.start % n if view == part.start // n else 0, n).split(batch_size)
+    ][part.turns]
+    for task, images in zip(tasks, loaded(maker.crops, tasks, part.workers), strict=True):
+        yield rotate(maker.finish(images, *task), bank.quarters)
 
 
 @dataclass(frozen=True)
@@ -185,31 +215,24 @@ class FreshViews:
         networks: list[tuple[Engine, int]],
         seed: int,
         device: torch.device,
-        workers: int = 4,
+        workers: int,
         rotated: bool = False,
     ):
         self.data, self.networks, self.seed, self.device = data, networks, seed, device
         self.workers, self.rotated = workers, rotated
 
-    def _pixels(self, epoch: int, batch_size: int) -> Iterator[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
-        """(index [B], for each size the 2B views)."""
-        params = [view_params(self.data, 2 * epoch + half, self.seed) for half in (0, 1)]
-        order = torch.randperm(len(self.data.train), generator=generator("order", self.seed, epoch))
-        sizes = {size for _, size in self.networks}
-        with ThreadPoolExecutor(self.workers) as pool:
-            for index in order.split(batch_size)[distributed.my_turns()]:
-                yield (
-                    index,
-                    {
-                        size: torch.cat(
-                            [view_pixels(self.data, index, p[index], size, self.device, pool) for p in params]
-                        )
-                        for size in sizes
-                    },
-                )
-
     def _batches(self, epoch: int, batch_size: int) -> Iterator[ViewBatch]:
-        for index, pixels in prefetch(self._pixels(epoch, batch_size)):
+        order = torch.randperm(len(self.data.train), generator=generator("order", self.seed, epoch))
+        makers = [
+            ViewMaker(self.data, self.seed, size, self.device) for size in sorted({size for _, size in self.networks})
+        ]
+        views = (2 * epoch, 2 * epoch + 1)
+        tasks = [(makers, views, index) for index in order.split(batch_size)[distributed.my_turns()]]
+        for (*_, index), crops in zip(tasks, loaded(_pair_of_crops, tasks, self.workers), strict=True):
+            pixels = {
+                maker.size: torch.cat([maker.finish(c, v, index) for c, v in zip(pair, views, strict=True)])
+                for maker, pair in zip(makers, crops, strict=True)
+            }  # for each size the 2B views
             pairs = [network(pixels[s]).float().unflatten(0, (2, len(index))) for network, s in self.networks]
             rotated = []
             if self.rotated:

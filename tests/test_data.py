@@ -1,7 +1,9 @@
 """Splits, image files of every kind, transforms and views."""
 
+import copy
 import threading
 import time
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from data import cifar10, digits, folder, transforms
+from data import cifar10, digits, folder, shards, transforms
 from data.sources import FileImages, decode
 from data.views import Bank, BankedViews, FreshViews, Share, eval_batches, view_batches
+from scripts.make_shards import write_shards
 from utils.errors import UserError
 from utils.seeds import generator
 
@@ -216,6 +219,32 @@ def test_evaluation_batches_keep_the_order(tmp_path, photo):
     assert (batches[3] == transforms.eval_transform(data.source[rows[3]], 16, data.crop)).all()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("kind", ["arrays", "files", "shards"])
+def test_pixels_are_the_same_for_any_number_of_processes(tmp_path, photo, kind, device):
+    """Also where another process is started anew and is sent the images (macOS, Windows)."""
+    data = digits.load(limit=20) if kind == "arrays" else folder.load(make_folder(tmp_path, photo))
+    if kind == "shards":
+        write_shards(data, tmp_path / "shards", 7)
+        data = shards.load(tmp_path / "shards")
+    data.source[0]  # opens what is opened once
+    ForkingPickler.dumps(data)
+    sent = copy.deepcopy(data)  # by the same state
+    assert "_handles" not in vars(sent.source) or not sent.source._handles
+
+    def everything(images, workers):
+        part = Share(workers=workers)
+        yield from eval_batches(images, images.database, 16, 3, part)
+        yield from view_batches(images, Bank(2, 0), 16, 3, device, part)
+        means = lambda pixels: pixels.float().mean(dim=(2, 3))  # noqa: E731
+        for batch in FreshViews(images, [(means, 16), (means, 12)], 0, device, workers).epoch(1, 3):
+            yield from batch.pairs
+
+    alone, several, elsewhere = (list(everything(*of)) for of in ((data, 1), (data, 3), (sent, 2)))
+    assert len(alone) > 9
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(alone, several, elsewhere, strict=True))
+
+
 def test_banked_pairs_are_two_different_views_of_every_image_once():
     n_views, n = 4, 50
     bank = np.stack(np.meshgrid(np.arange(n_views), np.arange(n), indexing="ij"), axis=-1)  # [N, n, (view, image)]
@@ -247,7 +276,7 @@ def test_turned_views_are_one_view_at_four_angles():
 def test_fresh_views_are_new_each_epoch_and_the_same_when_asked_again(device):
     data = digits.load(limit=12)
     means = lambda pixels: pixels.float().mean(dim=(2, 3))  # noqa: E731
-    views = FreshViews(data, [(means, 16), (means, 24)], seed=0, device=device, rotated=True)
+    views = FreshViews(data, [(means, 16), (means, 24)], 0, device, 2, rotated=True)
     once, again, later = (list(views.epoch(e, 5)) for e in (1, 1, 2))
     assert [len(b.index) for b in once] == [5, 5, 2]
     for a, b in zip(once, again, strict=True):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import threading
 import zlib
 
@@ -31,7 +32,7 @@ from utils.cache import FeatureCache, entries, prune
 from utils.devices import pick_device
 from utils.errors import UserError
 from utils.options import parse_size
-from utils.pipeline import one_late, prefetch
+from utils.pipeline import loaded, one_late
 from utils.seeds import generator
 
 CPU = torch.device("cpu")
@@ -210,18 +211,28 @@ def test_sizes():
     assert [parse_size(t) for t in ("12", "3k", "1.5M", "2G")] == [12, 3000, 1_500_000, 2_000_000_000]
 
 
-def test_prefetch_keeps_order_hands_errors_on_and_can_be_left():
-    assert list(prefetch(range(100))) == list(range(100))
-
-    def breaks():
-        yield 1
+def breaks(number: int) -> int:
+    if number == 7:
         raise UserError("what happened")
+    if number == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
 
-    with pytest.raises(UserError, match="what happened"):
-        list(prefetch(breaks()))
-    left = prefetch(iter(range(10**9)))
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_processes_make_comes_in_order_and_their_errors_are_said(workers):
+    state = torch.get_rng_state()
+    assert list(loaded(abs, [(-n,) for n in range(50)], workers)) == list(range(50))
+    assert list(loaded(abs, [], workers)) == [] and torch.equal(state, torch.get_rng_state())
+    made = loaded(breaks, [(n,) for n in range(10)], workers)
+    with pytest.raises(UserError, match=r"^what happened$"):
+        list(made)
+    with pytest.raises(UserError, match=r"a process that reads images died .*--workers"):
+        list(loaded(breaks, [(n,) for n in (11, 12, 13, 14)], workers))
+    left = loaded(abs, [(n,) for n in range(1000)], workers)
     assert next(left) == 0
-    left.close()  # returns: the thread behind it stops
+    left.close()  # returns: the processes behind it stop
 
 
 def test_batches_are_one_late_and_all_there(device):

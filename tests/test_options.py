@@ -33,7 +33,7 @@ OTHER = {
     "precision": "bfloat16",
     "cache_dir": Path("kept"),
     "cache_limit": 10**9,
-    "workers": 2,
+    "workers": 3,
 }
 
 
@@ -70,7 +70,7 @@ def test_a_student_s_own_words_go_before_its_teacher_s(monkeypatch, tmp_path):
     words = ["--size", 32, "--views", 0, "--dataset", "digits", "--data-dir", "here", "--device", "auto"]
     args = parsed(monkeypatch, "--teacher", folder, "--run-dir", "r", *words)
     assert (args.size, args.views, args.dataset, args.data_dir, args.device) == (32, 0, "digits", Path("here"), "auto")
-    assert (args.split_seed, args.workers, args.cache_dir) == (5, 2, Path("kept"))
+    assert (args.split_seed, args.workers, args.cache_dir) == (5, 3, Path("kept"))
 
 
 def test_a_student_takes_nothing_else_over(monkeypatch, tmp_path):

@@ -1,12 +1,13 @@
-"""Batches on their way: made by a thread ahead of their use, waited for one batch late."""
+"""Batches on their way: made by other processes ahead of their use, waited for one batch late."""
 
-import contextlib
-import queue
-import threading
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils import distributed
+from utils.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -30,35 +31,41 @@ def _arrived(copy: torch.Tensor, event: torch.cuda.Event | None) -> torch.Tensor
     return copy
 
 
-def prefetch(batches: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The same items, made by a thread while the caller works on the one before."""
-    done = object()
-    failed: list[BaseException] = []
-    items: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
+def loaded(make: Callable[..., T], tasks: Sequence[tuple], workers: int) -> Iterator[T]:
+    """``make(*task)`` for each task, in order; made ahead of their use by processes, ``workers`` on this machine.
 
-    def put(item: object) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return items.put(item, timeout=0.1)
+    Args:
+        make: picklable, and the same in any process.
 
-    def work() -> None:
-        try:
-            for item in batches:
-                put(item)
-                if stop.is_set():
-                    return
-        except BaseException as error:  # raised again in the caller's thread
-            failed.append(error)
-        put(done)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    Raises:
+        UserError: from ``make``, or a process died.
+    """
+    workers = min(max(1, workers // distributed.local_size()), len(tasks) // 2)
+    own = torch.Generator()  # none is drawn from, but PyTorch's own would be
+    loader = DataLoader(_Made(make, tasks), batch_size=None, num_workers=workers, generator=own)
     try:
-        while (item := items.get()) is not done:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
             yield item
-        if failed:
-            raise failed[0]
-    finally:
-        stop.set()
-        thread.join()
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads images died ({first_line(error, 80)}): out of memory, or of shared memory (a "
+            "container's --shm-size); use fewer --workers, or give it more"
+        ) from None
+
+
+class _Made(Dataset):
+    def __init__(self, make: Callable, tasks: Sequence[tuple]):
+        self.make, self.tasks = make, tasks
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.make(*self.tasks[number])
+        except UserError as error:  # handed on whole: PyTorch would add a traceback to its words
+            return error
