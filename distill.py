@@ -22,6 +22,7 @@ from data.transforms import EVAL_VERSION
 from data.views import BankArray, BankedViews, FreshViews, ViewBatch, eval_batches
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
+from losses.kl import KD_TEMPERATURE
 from losses.masks import MASK_RULES, bit_masks, choose_clusters, cluster_codes, purity
 from losses.methods import METHODS, VARIANTS, Batch, BRCDOptions, Knowledge, build_method
 from models.backbones import (
@@ -50,6 +51,7 @@ from utils.seeds import generator, seed_of, seeded
 from utils.training import Schedule, add_training_arguments, fit, schedule_of
 
 BN, BN_KIND = ("frozen", "recalibrate"), "brcd-batch-norm"
+ON_CODES = [name for name, method in METHODS.items() if "both_views" in method.own]
 PARTS = {
     "mask": "bit masks",
     "cluster": "all cluster denoising: both of the next two",
@@ -96,6 +98,10 @@ def make_parser() -> Parser:
     group.add_argument("--method", type=one_of(METHODS), default="brcd", help=", ".join(METHODS), marks={COLUMN})
     group.add_argument("--rotated-views", type=whole(1), default=2, help="sskd: cached views that are rotated too")
     group.add_argument("--kd-weight", type=real(0), default=1.0, help="of the distillation term")
+    group.add_argument(
+        "--both-views", action="store_true", help=f"{', '.join(ON_CODES)}: the mean over both views, not view i alone"
+    )
+    group.add_argument("--kd-temperature", type=real(1e-6), default=KD_TEMPERATURE, help="kl: of softened outputs")
     group.add_argument(
         "--alpha", type=real(0, 1), default=BRCDOptions.alpha, help="brcd: share of the individual space"
     )
@@ -312,7 +318,8 @@ def main() -> None:
             knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
         validate = validation(head, student, teacher, teacher_head, images)
     with seeded("method", args.seed):  # embeddings and memories of the methods that have them
-        method = build_method(args.method, trained.bits, len(images.train), knowledge, brcd_options(args)).to(device)
+        of = args.method, trained.bits, len(images.train), knowledge, brcd_options(args)
+        method = build_method(*of, args.both_views, args.kd_temperature).to(device)
     hashing = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
     step = Step(head, hashing, method, args.kd_weight, device)
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+KD_TEMPERATURE = 4.0  # of the softened outputs, as in the released code
+
 
 class KLLoss(nn.Module):
     """KL divergence of softened outputs (Hinton et al., arXiv 1503.02531): T^2 KL(softmax(t/T) || softmax(s/T)), mean
@@ -16,7 +18,7 @@ class KLLoss(nn.Module):
         >>> KLLoss(temperature=4)(torch.randn(8, 64), torch.randn(8, 64))
     """
 
-    def __init__(self, temperature: float = 4.0):
+    def __init__(self, temperature: float = KD_TEMPERATURE):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}: it must be above 0")

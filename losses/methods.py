@@ -10,12 +10,13 @@ from losses.binarize import binarize
 from losses.brcd import ALPHA, BRCDLoss
 from losses.crcd import CRCDLoss
 from losses.crd import CRDLoss
-from losses.kl import KLLoss
+from losses.kl import KD_TEMPERATURE, KLLoss
 from losses.masks import MASK_RULES
 from losses.memory import MemoryLoss
 from losses.nt_xent import TEMPERATURE
 from losses.packd import PACKDLoss
 from losses.pkt import PKTLoss
+from losses.plain import BCELoss, CosineLoss, MSELoss
 from losses.released import ReleasedBRCDLoss
 from losses.rkd import RKDLoss
 from losses.sp import SPLoss
@@ -136,14 +137,20 @@ class BRCD(nn.Module):
 
 
 class OnCodes(nn.Module):
-    """A loss of the two networks' codes of view i: RKD, PKT, SP and KL."""
+    """A loss of the two networks' codes of view i, or its mean over both views: RKD, PKT, SP, KL and plain alignment.
 
-    def __init__(self, loss: nn.Module):
+    Args:
+        relaxed: the student's logits in place of its codes.
+    """
+
+    def __init__(self, loss: nn.Module, both_views: bool, relaxed: bool):
         super().__init__()
-        self.loss = loss
+        self.loss, self.views, self.relaxed = loss, (0, 1)[: 1 + both_views], relaxed
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"distillation": self.loss(binarize(batch.student[0]), binarize(batch.teacher[0]))}
+        seen = [(batch.student[v], binarize(batch.teacher[v])) for v in self.views]
+        terms = [self.loss(student if self.relaxed else binarize(student), teacher) for student, teacher in seen]
+        return {"distillation": torch.stack(terms).mean()}
 
 
 def draw_others(index: torch.Tensor, count: int, n_data: int, draw: torch.Generator | None) -> torch.Tensor:
@@ -191,7 +198,7 @@ class Method:
     """How a method is built, and what it needs prepared.
 
     Attributes:
-        build: keywords bits, n_data (training images), knowledge and options -> module from Batch to its terms.
+        build: keywords of ``build_method`` -> module from Batch to its terms.
         clusters: it needs the teacher's clusters and masks.
         rotations: it needs rotated views.
         own: options of the command line that no other method heeds.
@@ -203,8 +210,11 @@ class Method:
     own: frozenset[str] = frozenset()
 
 
-def _on_codes(loss: Callable[[], nn.Module]) -> Method:
-    return Method(lambda **_: OnCodes(loss()))
+def _on_codes(loss: Callable[..., nn.Module], relaxed: bool = False, own: frozenset[str] = frozenset()) -> Method:
+    return Method(
+        lambda both_views, **more: OnCodes(loss(**{name: more[name] for name in own}), both_views, relaxed),
+        own=own | {"both_views"},
+    )
 
 
 def _with_memory(loss: Callable[..., MemoryLoss | PACKDLoss], own_first: bool, **fixed: int) -> Method:
@@ -217,7 +227,10 @@ METHODS: dict[str, Method] = {
     "rkd": _on_codes(RKDLoss),
     "pkt": _on_codes(PKTLoss),
     "sp": _on_codes(SPLoss),
-    "kl": _on_codes(KLLoss),
+    "kl": _on_codes(lambda kd_temperature: KLLoss(kd_temperature), own=frozenset({"kd_temperature"})),
+    "bce": _on_codes(BCELoss, relaxed=True),
+    "mse": _on_codes(MSELoss, relaxed=True),
+    "cosine": _on_codes(CosineLoss),
     "crd": _with_memory(CRDLoss, own_first=True, n_negatives=NEGATIVES),
     "sskd": Method(lambda **_: OnRotations(), rotations=True, own=frozenset({"rotated_views"})),
     "crcd": _with_memory(CRCDLoss, own_first=True, n_negatives=NEGATIVES),
@@ -231,7 +244,20 @@ METHODS: dict[str, Method] = {
 
 
 def build_method(
-    name: str, bits: int, n_data: int, knowledge: Knowledge | None = None, options: BRCDOptions = BRCDOptions()
+    name: str,
+    bits: int,
+    n_data: int,
+    knowledge: Knowledge | None = None,
+    options: BRCDOptions = BRCDOptions(),
+    both_views: bool = False,
+    kd_temperature: float = KD_TEMPERATURE,
 ) -> nn.Module:
     """The method ``name`` for codes of ``bits`` and ``n_data`` training images; ``options`` are BRCD's."""
-    return METHODS[name].build(bits=bits, n_data=n_data, knowledge=knowledge, options=options)
+    return METHODS[name].build(
+        bits=bits,
+        n_data=n_data,
+        knowledge=knowledge,
+        options=options,
+        both_views=both_views,
+        kd_temperature=kd_temperature,
+    )

@@ -1,4 +1,4 @@
-"""The eight other distillation losses: the released code's values, loops, closed forms, properties, methods."""
+"""The losses beside BRCD's, plain alignment among them: the released code's values, loops, closed forms, methods."""
 
 import math
 
@@ -15,6 +15,7 @@ from losses.kl import KLLoss
 from losses.methods import METHODS, Batch, build_method, draw_others
 from losses.packd import PACKDLoss
 from losses.pkt import PKTLoss
+from losses.plain import BCELoss, CosineLoss, MSELoss
 from losses.rkd import RKDLoss
 from losses.sp import SPLoss
 from losses.sskd import SSKDLoss
@@ -222,6 +223,36 @@ def test_packd_keeps_momentum_after_the_first_epoch():
 
 
 # Closed forms and properties
+
+
+def test_plain_alignment_is_its_sum():
+    s, t = reals(4, 6), codes(4, 6, seed=1)
+    p, pairs = s.sigmoid(), [(i, b) for i in range(4) for b in range(6)]
+    bce = -sum(math.log(p[i, b] if t[i, b] > 0 else 1 - p[i, b]) for i, b in pairs) / 24
+    mse = sum((float(p[i, b]) - float(t[i, b] > 0)) ** 2 for i, b in pairs) / 24
+    assert BCELoss()(s, t).item() == pytest.approx(bce, rel=1e-5)
+    assert MSELoss()(s, t).item() == pytest.approx(mse, rel=1e-5)
+    assert CosineLoss()(s, t).item() == pytest.approx(
+        1 - np.mean([cos(a, b) for a, b in zip(s, t, strict=True)]), rel=1e-4
+    )
+    assert CosineLoss()(t, t).item() == pytest.approx(0, abs=1e-6)
+    assert max(loss()(40 * t, t).item() for loss in (BCELoss, MSELoss)) < 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n, method in METHODS.items() if "both_views" in method.own])
+def test_both_views_are_the_mean_of_each(name):
+    student, teacher = reals(2, 8, 16), reals(2, 8, 16, seed=1)
+    batch = Batch(torch.arange(8), student, teacher)
+    other = Batch(torch.arange(8), student.flip(0), teacher.flip(0))
+    i, j = (build_method(name, 16, 8)(b)["distillation"].item() for b in (batch, other))
+    both = build_method(name, 16, 8, both_views=True)(batch)["distillation"].item()
+    assert i != j and both == pytest.approx((i + j) / 2, rel=1e-5)
+
+
+def test_the_temperature_of_kl_is_heeded():
+    batch = Batch(torch.arange(8), reals(2, 8, 16), reals(2, 8, 16, seed=1))
+    one, four = (build_method("kl", 16, 8, kd_temperature=t)(batch)["distillation"].item() for t in (1, 4))
+    assert one != four and four == build_method("kl", 16, 8)(batch)["distillation"].item()
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "sskd"])
