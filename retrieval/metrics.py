@@ -11,13 +11,14 @@ Under torchrun every process calls these functions with the same codes, searches
 the whole's result.
 """
 
+import operator
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit, prange
 from scipy.special import gammaln
 
-from retrieval.codes import Array, hamming_topk, pack, to_array
+from retrieval.codes import Array, bits_of, hamming_topk, pack, to_array
 from retrieval.compiled import CAN_CACHE, popcount
 from utils import distributed
 
@@ -25,18 +26,55 @@ DENOMINATORS = ("retrieved", "min", "total")
 TIES = ("stable", "expected")
 
 
-def multi_hot(labels: Array) -> np.ndarray:
-    """Labels as 0/1 [n, L]: class numbers [n] become one-hot, 0/1 rows stay."""
-    labels = to_array(labels)
-    if labels.ndim == 2:
-        return (labels > 0).astype(np.uint8)
-    return np.eye(int(labels.max(initial=0)) + 1, dtype=np.uint8)[labels]
+def label_rows(query_labels: Array, database_labels: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as 0/1 rows uint8 [q, L] and [n, L].
+
+    Args:
+        query_labels, database_labels: both class numbers or names [.], a column for each in ascending order; or both
+            0/1 rows [., L].
+
+    Raises:
+        ValueError: other shapes or values, or no query shares a label with any database item.
+    """
+    query, database = to_array(query_labels), to_array(database_labels)
+    shapes = f"{list(query.shape)} and {list(database.shape)}"
+    if query.ndim == database.ndim == 1:
+        if "f" in (query.dtype.kind, database.dtype.kind) and not (query % 1 == 0).all() * (database % 1 == 0).all():
+            raise ValueError("class numbers must be whole numbers")
+        classes, numbers = np.unique(np.concatenate([query, database]), return_inverse=True)
+        rows = np.zeros((len(numbers), len(classes)), dtype=np.uint8)
+        rows[np.arange(len(numbers)), numbers] = 1
+        query, database = rows[: len(query)], rows[len(query) :]
+    elif query.ndim != 2 or database.ndim != 2 or query.shape[1] != database.shape[1]:
+        raise ValueError(f"labels: classes [q] and [n], or rows [q, L] and [n, L] are needed, not {shapes}")
+    for rows in (query, database):
+        whole = rows.dtype.kind in "bui" or (rows.dtype.kind == "f" and not (rows % 1).any())
+        if not whole or not 0 <= rows.min() <= rows.max() <= 1:
+            raise ValueError(f"label rows: values must be 0 or 1; classes are of shape [n], not {list(rows.shape)}")
+    query, database = query.astype(np.uint8), database.astype(np.uint8)
+    if not query[:, database.any(axis=0)].any():
+        raise ValueError("no query shares a label with any database item: mAP would be 0, whatever the codes")
+    return query, database
 
 
-def _same_width(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    width = max(a.shape[1], b.shape[1])
-    a, b = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))
-    return a, b
+def checked(
+    query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Codes as bool, labels as 0/1 rows, and k, at most the database.
+
+    Raises:
+        ValueError: what makes no sense, by name.
+    """
+    codes = bits_of(query_codes, "query codes"), bits_of(database_codes, "database codes")
+    if codes[0].shape[1] != codes[1].shape[1]:
+        raise ValueError(f"query codes have {codes[0].shape[1]} bits, database codes {codes[1].shape[1]}")
+    labels = label_rows(query_labels, database_labels)
+    for what, these, those in zip(("query", "database"), codes, labels, strict=True):
+        if len(these) != len(those):
+            raise ValueError(f"{len(these)} {what} codes, and labels of {len(those)}")
+    if operator.index(k) < 1:
+        raise ValueError(f"k is {k}: it must be at least 1")
+    return *codes, *labels, min(operator.index(k), len(codes[1]))
 
 
 @dataclass(frozen=True)
@@ -48,24 +86,23 @@ class Histograms:
 
 
 def distance_histograms(
-    query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array
+    query_codes: np.ndarray, database_codes: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray
 ) -> Histograms:
     """Count the database by distance and relevance; no distance is ever stored.
 
     Args:
-        query_codes, database_codes: [q, b] and [n, b] in {-1, +1}.
-        query_labels, database_labels: class numbers or 0/1 rows.
+        query_codes, database_codes: bool [q, b] and [n, b].
+        query_labels, database_labels: 0/1 rows [q, L] and [n, L].
     """
     bits = query_codes.shape[1]
-    q_labels, d_labels = _same_width(multi_hot(query_labels), multi_hot(database_labels))
     mine = distributed.my_shard(len(database_codes))
     counts = sum(
         distributed.gather(
             count_distances(
                 _words(pack(query_codes)),
                 _words(pack(database_codes[mine])),
-                _words(np.packbits(q_labels, axis=1)),
-                _words(np.packbits(d_labels[mine], axis=1)),
+                _words(np.packbits(query_labels, axis=1)),
+                _words(np.packbits(database_labels[mine], axis=1)),
                 bits + 1,
             )
         )
@@ -116,7 +153,7 @@ def count_shared(query_labels: np.ndarray, database_labels: np.ndarray, bins: in
     return counts
 
 
-def nearest(query_codes: Array, database_codes: Array, k: int) -> np.ndarray:
+def nearest(query_codes: np.ndarray, database_codes: np.ndarray, k: int) -> np.ndarray:
     """The k nearest of every query by Hamming distance, ties in the database's order: int64 [q, k]."""
     n = len(database_codes)
     mine = distributed.my_shard(n)
@@ -130,7 +167,7 @@ def nearest(query_codes: Array, database_codes: Array, k: int) -> np.ndarray:
 
 def relevant_among(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np.ndarray:
     """Which retrieved items share a label with their query: bool [q, k] for indices [q, k]."""
-    query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    query, database = label_rows(query_labels, database_labels)
     query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)  # [., ceil(L/8)]
     relevant = np.zeros(indices.shape, dtype=bool)
     for byte in range(query.shape[1]):
@@ -140,7 +177,7 @@ def relevant_among(indices: np.ndarray, query_labels: Array, database_labels: Ar
 
 def shared_labels(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np.ndarray:
     """How many labels each retrieved item shares with its query: int [q, k] for indices [q, k]."""
-    query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    query, database = label_rows(query_labels, database_labels)
     query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)
     count = np.zeros(indices.shape, dtype=np.int16)
     for byte in range(query.shape[1]):
@@ -157,7 +194,7 @@ def ndcg(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np
     k = indices.shape[1]
     discount = 1 / np.log2(np.arange(2, k + 2))  # [k]
     gained = (np.exp2(shared_labels(indices, query_labels, database_labels)) - 1) @ discount
-    query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    query, database = label_rows(query_labels, database_labels)
     most = int(query.sum(axis=1).max(initial=0))
     if most == 1:
         counts = query.astype(np.int64) @ database.sum(axis=0, dtype=np.int64)[:, None]  # [q, 1]
@@ -173,7 +210,7 @@ def ndcg(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np
 
 def per_label_precision(indices: np.ndarray, query_labels: Array, database_labels: Array) -> list[float | None]:
     """For each label: of the k retrieved by queries that have it, the share that has it too; None if no query does."""
-    query, database = _same_width(multi_hot(query_labels), multi_hot(database_labels))
+    query, database = label_rows(query_labels, database_labels)
     asked = [np.flatnonzero(query[:, label]) for label in range(query.shape[1])]
     return [float(database[indices[rows], label].mean()) if len(rows) else None for label, rows in enumerate(asked)]
 
@@ -279,38 +316,36 @@ def mean_average_precision(
     """mAP@k of binary codes; see the module's text for the definitions.
 
     Args:
-        query_codes, database_codes: [q, b] and [n, b] in {-1, +1}, arrays or tensors.
-        query_labels, database_labels: class numbers [.] or 0/1 rows [., L]; relevant = at least one label shared.
+        query_codes, database_codes: [q, b] and [n, b] in {-1, +1}, in {0, 1} or bool: arrays, tensors on any device,
+            or lists.
+        query_labels, database_labels: class numbers or names [.], or 0/1 rows [., L]; relevant = at least one label
+            shared.
         k: cut-off; more than the database means all of it.
         denominator: "retrieved" (default), "min" or "total".
         ties: "stable" (default: the database's order) or "expected" (over random orders).
 
     Raises:
-        ValueError: an unknown denominator or tie rule, or k < 1.
+        ValueError: an unknown denominator or tie rule, k < 1, codes or labels of other shapes or values, or nothing
+            relevant to any query.
     """
     if denominator not in DENOMINATORS or ties not in TIES:
         raise ValueError(f"denominator is one of {DENOMINATORS}, ties one of {TIES}; got {denominator!r}, {ties!r}")
-    if k < 1:
-        raise ValueError(f"k is {k}: it must be at least 1")
-    k = min(k, len(database_codes))
+    *data, k = checked(query_codes, database_codes, query_labels, database_labels, k)
+    query, database, *labels = data
     if ties == "expected":
-        histograms = distance_histograms(query_codes, database_codes, query_labels, database_labels)
-        return float(expected_ap(histograms, k)[denominator].mean())
-    indices = nearest(query_codes, database_codes, k)
-    relevant = relevant_among(indices, query_labels, database_labels)
+        return float(expected_ap(distance_histograms(*data), k)[denominator].mean())
+    relevant = relevant_among(nearest(query, database, k), *labels)
     if denominator == "retrieved":
         n_relevant = np.zeros(len(relevant), dtype=np.int64)
     else:
-        n_relevant = distance_histograms(query_codes, database_codes, query_labels, database_labels).relevant.sum(
-            axis=1
-        )
+        n_relevant = distance_histograms(*data).relevant.sum(axis=1)
     return float(stable_ap(relevant, n_relevant)[denominator].mean())
 
 
 def retrieval_report(
     query_codes: Array, database_codes: Array, query_labels: Array, database_labels: Array, k: int
 ) -> dict:
-    """Everything about one search setting in one pass.
+    """Everything about one search setting in one pass; arguments and errors as of ``mean_average_precision``.
 
     Returns:
         ``map``: {"stable/retrieved": value, ...} for both tie rules and all denominators at ``k``; ``map_all``: the
@@ -322,11 +357,12 @@ def retrieval_report(
         query (stable, retrieved);
         ``indices``: the first ten retrieved.
     """
-    k = min(k, len(database_codes))
-    histograms = distance_histograms(query_codes, database_codes, query_labels, database_labels)
+    *data, k = checked(query_codes, database_codes, query_labels, database_labels, k)
+    query, database, *labels = data
+    histograms = distance_histograms(*data)
     n_relevant = histograms.relevant.sum(axis=1)
-    indices = nearest(query_codes, database_codes, k)
-    relevant = relevant_among(indices, query_labels, database_labels)
+    indices = nearest(query, database, k)
+    relevant = relevant_among(indices, *labels)
     stable, expected = stable_ap(relevant, n_relevant), expected_ap(histograms, k)
     within, hits = np.cumsum(histograms.total, axis=1), np.cumsum(histograms.relevant, axis=1)  # [q, b + 1]
     precision = np.divide(hits, within, out=np.zeros(hits.shape), where=within > 0)
@@ -341,7 +377,7 @@ def retrieval_report(
             for ties, ap in (("stable", stable), ("expected", expected))
             for d in DENOMINATORS
         },
-        "map_all": float(expected_ap(histograms, len(database_codes))["total"].mean()),
+        "map_all": float(expected_ap(histograms, len(database))["total"].mean()),
         "precision_at": {str(r): float(curve[r - 1]) for r in ranks},
         "precision_radius_2": float(precision[:, min(2, precision.shape[1] - 1)].mean()),
         "precision_recall": {
@@ -349,8 +385,8 @@ def retrieval_report(
             "recall": recall.mean(axis=0).tolist(),
             "answered": (answered / len(within)).tolist(),
         },
-        "ndcg": float(ndcg(indices, query_labels, database_labels).mean()),
-        "per_label_precision": per_label_precision(indices, query_labels, database_labels),
+        "ndcg": float(ndcg(indices, *labels).mean()),
+        "per_label_precision": per_label_precision(indices, *labels),
         "curve": curve,
         "ap": stable["retrieved"],
         "indices": indices[:, :10],

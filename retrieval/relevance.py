@@ -4,6 +4,7 @@ import numpy as np
 
 from data.dataset import HashingData
 from data.features import Extractor
+from utils.errors import UserError
 
 
 def relevance(
@@ -17,9 +18,15 @@ def relevance(
     Args:
         queries, database: positions in ``images``.
         teacher: the teacher's features of them.
+
+    Raises:
+        UserError: nothing is relevant to any query.
     """
     if images.labelled:
-        return images.labels[queries], images.labels[database]
+        asked, searched = images.labels[queries], images.labels[database]
+        if not asked[:, searched.any(axis=0)].any():
+            raise UserError(f"{images.title}: no query shares a label with any image searched: mAP says nothing there")
+        return asked, searched
     nearest = nearest_by_cosine(teacher.evaluation(queries)[:], teacher.evaluation(database)[:], images.k)
     rows = np.zeros((len(database), len(queries)), dtype=np.uint8)
     rows[nearest, np.arange(len(queries))[:, None]] = 1

@@ -13,7 +13,7 @@ TABLES="$TABLES cifar10_112 cifar10_112_confirmed mirflickr"
 TABLES="$TABLES mirflickr_methods mirflickr_bihalf mirflickr_greedyhash mirflickr_itq"
 TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths mirflickr_views"
 TABLES="$TABLES mirflickr_fresh tinyimagenet100"
-TABLES="$TABLES cifar10_hardness mirflickr_hardness tinyimagenet100_hardness cifar10_tuning mirflickr_tuning"
+TABLES="$TABLES cifar10_hardness mirflickr_hardness tinyimagenet100_hardness"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats; if empty the first cell
@@ -38,7 +38,7 @@ export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
 case $TABLE in
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
-    cifar10_auto | cifar10_validations | cifar10_hardness | cifar10_tuning) export DATASET=cifar10 NAME="$TABLE" ;;
+    cifar10_auto | cifar10_validations | cifar10_hardness) export DATASET=cifar10 NAME="$TABLE" ;;
     cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
     mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
     # Pictures of 64 pixels, seen at 128.
@@ -77,25 +77,6 @@ case $TABLE in
         export NAME=tinyimagenet100_lite2_lite0
         set -- $ALL "brcd --no-mask" "brcd --clusters 20" "brcd --clusters 50" "brcd --clusters 100" \
             "brcd --clusters 200" "brcd --clusters auto" "brcd --clusters 50 --no-mask"
-        ;;
-    # Weights where a method's term is as large as the contrastive one, and around it.
-    *_tuning)
-        CELLS="" && export VIEWS=4 TEACHER_EPOCHS=60 FLAGS="--size 128"
-        set -- none
-        for weight in 0.1 0.3 1 3 10; do
-            set -- "$@" "brcd --kd-weight $weight" "brcd --no-mask --kd-weight $weight"
-            set -- "$@" "rkd --kd-weight $weight" "rkd --both-views --kd-weight $weight"
-            set -- "$@" "kl --kd-weight $weight" "kl --both-views --kd-weight $weight"
-            set -- "$@" "kl --kd-weight $weight --kd-temperature 1" "kl --kd-weight $weight --kd-temperature 2"
-            set -- "$@" "cosine --kd-weight $weight" "bce --kd-weight $weight"
-        done
-        for weight in 0.3 1 3 10 30; do set -- "$@" "mse --kd-weight $weight"; done
-        for weight in 0.01 0.03 0.1 0.3 1; do
-            set -- "$@" "crd --kd-weight $weight" "crcd --kd-weight $weight" "packd --kd-weight $weight"
-        done
-        for weight in 10 30 100 300 1000; do set -- "$@" "sskd --kd-weight $weight"; done
-        for weight in 30 100 300 1000 3000; do set -- "$@" "sp --kd-weight $weight"; done
-        for weight in 300 1000 3000 10000 30000; do set -- "$@" "pkt --kd-weight $weight"; done
         ;;
     *_hardness)
         export SEEDS="3 4 5 6 7" AGAINST="brcd --no-mask" && CELLS=""

@@ -17,7 +17,9 @@ cases = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 7), st.in
 def draw(n_database: int, bits: int, seed: int, n_queries: int = 2, labels: int = 3):
     r = np.random.RandomState(seed)
     query, database = r.choice([-1, 1], (n_queries, bits)), r.choice([-1, 1], (n_database, bits))
-    return query, database, r.randint(0, 2, (n_queries, labels)), r.randint(0, 2, (n_database, labels))
+    q_labels, d_labels = r.randint(0, 2, (n_queries, labels)), r.randint(0, 2, (n_database, labels))
+    q_labels[0, 0] = d_labels[seed % n_database, 0] = 1  # something is relevant to somebody
+    return query, database, q_labels, d_labels
 
 
 def plain_ap(relevant: list[int], k: int, n_relevant: int, denominator: str) -> float:
@@ -86,9 +88,9 @@ def test_class_numbers_and_one_hot_rows_mean_the_same():
 
 
 def test_a_query_without_relevant_items_counts_zero():
-    query, database = np.ones((1, 4)), np.ones((3, 4))
+    query, database = np.ones((2, 4)), np.ones((2, 4))
     for d, t in itertools.product(DENOMINATORS, TIES):
-        assert mean_average_precision(query, database, np.array([[1, 0]]), np.array([[0, 1]] * 3), 2, d, t) == 0.0
+        assert mean_average_precision(query, database, np.array([[1, 0], [0, 1]]), [[0, 1]] * 2, 2, d, t) == 0.5
 
 
 @pytest.mark.parametrize("bits", [1, 7, 12, 64, 300])
@@ -158,8 +160,50 @@ def test_pack_signs_zero_as_plus_one():
     assert pack(np.array([[0.0, -0.0, -1e-9, 1.0]])).tolist() == [[0b11010000]]
 
 
+def test_what_people_have_means_the_same():
+    query, database, _, _ = draw(40, 30, 0, n_queries=6)
+    q, d = np.random.RandomState(0).randint(0, 4, 6), np.random.RandomState(1).randint(0, 4, 40)
+    known = retrieval_report(query, database, q, d, 10)
+    forms = [lambda x: x > 0, lambda x: (x > 0) * 1, lambda x: ((x > 0) * 1).astype(np.uint8), lambda x: x.tolist()]
+    forms += [lambda x: torch.tensor(x).bfloat16(), lambda x: torch.tensor(x > 0), lambda x: x.astype(np.float16)]
+    names = np.array(["bird", "cat", "dog", "frog"])
+    labels = [lambda x: x, lambda x: x * 10**9, lambda x: names[x], lambda x: x.tolist(), lambda x: torch.tensor(x)]
+    labels += [lambda x: np.eye(4)[x], lambda x: torch.eye(4)[x].bool(), lambda x: x - 2]
+    for form, label in itertools.zip_longest(forms, labels, fillvalue=lambda x: x):
+        found = retrieval_report(form(query), form(database), label(q), label(d), np.int64(10))
+        assert found["map"] == known["map"] and found["ndcg"] == known["ndcg"]
+        assert (hamming_topk(form(query), form(database), np.int32(5))[1] == known["indices"][:, :5]).all()
+
+
+@pytest.mark.parametrize("measure", [mean_average_precision, retrieval_report])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda q, d, x, y: (q, 1 / (1 + np.exp(-d)), x, y), "database codes: all values must be in"),
+        (lambda q, d, x, y: (q * 1.0 * np.nan, d, x, y), "query codes: all values must be in"),
+        (lambda q, d, x, y: (q, pack(d), x, y), "packed codes are unpacked by"),
+        (lambda q, d, x, y: (q[0], d, x, y), r"query codes: \[n, b\] is needed, not \[30\]"),
+        (lambda q, d, x, y: (q[:, :28], d, x, y), "query codes have 28 bits, database codes 30"),
+        (lambda q, d, x, y: (q, d, x[:-1], y), "6 query codes, and labels of 5"),
+        (lambda q, d, x, y: (q, d, x, y[:-1]), "40 database codes, and labels of 39"),
+        (lambda q, d, x, y: (q, d, x, np.concatenate([y, y])), "40 database codes, and labels of 80"),
+        (lambda q, d, x, y: (q, d, 2 * x - 1, 2 * y - 1), "label rows: values must be 0 or 1"),
+        (lambda q, d, x, y: (q, d, np.arange(6)[:, None], np.arange(40)[:, None]), "classes are of shape"),
+        (lambda q, d, x, y: (q, d, x[:, :2], y), r"rows \[q, L\] and \[n, L\] are needed"),
+        (lambda q, d, x, y: (q, d, x[:, 0] + 0.5, y[:, 0] * 1.0), "must be whole numbers"),
+        (lambda q, d, x, y: (q, d, [7] * 6, [8] * 40), "no query shares a label"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(measure, change, said):
+    with pytest.raises(ValueError, match=said):
+        measure(*change(*draw(40, 30, 0, n_queries=6)), 10)
+
+
 def test_refusals():
     data = draw(5, 8, 0)
+    for probabilities in (np.full((2, 8), 0.3), np.full((2, 8), np.nan)):
+        with pytest.raises(ValueError, match="all values must be"):
+            pack(probabilities)
     with pytest.raises(ValueError, match="denominator"):
         mean_average_precision(*data, 3, "all")
     with pytest.raises(ValueError, match="at least 1"):
