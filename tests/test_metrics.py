@@ -1,10 +1,15 @@
 """mAP and its companions against plain loops over sorted lists; every order of ties enumerated where that is small."""
 
 import itertools
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,6 +202,15 @@ def test_what_people_have_means_the_same():
 def test_what_makes_no_sense_is_refused_by_name(measure, change, said):
     with pytest.raises(ValueError, match=said):
         measure(*change(*draw(40, 30, 0, n_queries=6)), 10)
+
+
+def test_the_readmes_lines_run_from_another_folder(tmp_path):
+    (lines,) = re.findall(r"```python\n(import torch.*?)```", (ROOT / "README.md").read_text(), re.S)
+    run = [sys.executable, "-c", lines]
+    done = subprocess.run(
+        run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and 0 < float(done.stdout) <= 1, done.stderr
 
 
 def test_refusals():

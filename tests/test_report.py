@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -442,13 +443,20 @@ def test_nothing_repeated_is_no_agreement(cli, tmp_path):
     assert "not what scripts.report writes" in cli("scripts.check_rows", tmp_path / "a", tmp_path / "none")[0]
 
 
-def reproduce(tmp_path, *words):
-    """scripts/reproduce.sh with a Python that says what it is asked to run."""
+def reproduce(tmp_path, *words, script="reproduce.sh"):
+    """A script with a Python that says what it is asked to run."""
     spy = tmp_path / "python3"
     spy.write_text(f'#!/bin/sh\nif [ "$1" = "-c" ]; then exec {sys.executable} "$@"; fi\necho "$@"\n')
     spy.chmod(0o755)
     env = {**os.environ, "PYTHON": str(spy)}
-    return subprocess.run(["sh", "scripts/reproduce.sh", *words], cwd=ROOT, capture_output=True, text=True, env=env)
+    return subprocess.run(["sh", f"scripts/{script}", *words], cwd=ROOT, capture_output=True, text=True, env=env)
+
+
+def test_tuning_tries_five_weights_of_every_method(tmp_path):
+    said = reproduce(tmp_path, script="tune.sh").stdout
+    for name in METHODS:
+        tried = re.findall(rf"\b{name} --kd-weight ([\d.]+)(?![\d.]| --kd-temp)", said)
+        assert len(set(tried)) == len(tried) == (0 if name == "none" else 5), name
 
 
 def test_every_published_table_has_its_command(tmp_path):
