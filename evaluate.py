@@ -20,6 +20,7 @@ from data.load import add_data_arguments, load_data
 from data.transforms import EVAL_VERSION, eval_transform
 from losses.methods import METHODS
 from models.trained import Trained, read_run
+from retrieval.alignment import agreement, match_bits
 from retrieval.codes import pack
 from retrieval.hasher import OTHER_DATA, Hasher, run_options
 from retrieval.metrics import retrieval_report
@@ -107,16 +108,23 @@ class Search:
     database: torch.Tensor
 
 
-def searches(hashers: list[Hasher], queries: np.ndarray, database: np.ndarray) -> dict[str, Search]:
-    """By setting; ``hashers``: the student's and its teacher's, or the teacher's alone."""
+def searches(hashers: list[Hasher], queries: np.ndarray, database: np.ndarray, train: np.ndarray) -> dict[str, Search]:
+    """By setting; ``hashers``: the student's and its teacher's, or the teacher's alone.
+
+    "matched": as ASHP, by the bits of SSHP, which were permuted and turned to be most like the teacher's on the
+    training images.
+    """
     teacher, *student = reversed(hashers)
     taught = Search(teacher.codes("map", queries), teacher.codes("map", database))
     if not student:
         return {"teacher": taught}
     codes = student[0].codes
+    order, sign = match_bits(codes("sshp", train), teacher.codes("map", train))
+    own = Search(codes("sshp", queries), codes("sshp", database))
     return {
-        "sshp": Search(codes("sshp", queries), codes("sshp", database)),
+        "sshp": own,
         "ashp": Search(codes("ashp", queries), taught.database),
+        "matched": Search(own.queries[:, order] * torch.from_numpy(sign), taught.database),
         "teacher": taught,
     }
 
@@ -263,7 +271,7 @@ def main() -> None:
     for one in runs:
         one.check_data(one.facts["data"] if args.dataset else images.fingerprint, EVAL_VERSION)
     hashers = [Hasher(one, options, images) for one in runs]
-    pairs = searches(hashers, asked(args, images), searched(args, images))
+    pairs = searches(hashers, asked(args, images), searched(args, images), images.train)
     labels = relevance(images, asked(args, images), searched(args, images), hashers[-1].features)
     reports = {
         name: retrieval_report(search.queries, search.database, *labels, args.k or images.k)
@@ -275,7 +283,10 @@ def main() -> None:
     draw(args, target, images, reports, labels)
     if args.dump_codes:
         dump_codes(args, pairs, images)
-    result = write(target, describe(args, run, hashers, images), reports)
+    facts = describe(args, run, hashers, images)
+    if run.teacher:
+        facts |= agreement(pairs["ashp"].queries, pairs["teacher"].queries)
+    result = write(target, facts, reports)
     print(table(reports))
     if not result["pretrained"]:
         print("note: random backbone weights; these numbers test the code and are no result")

@@ -30,7 +30,8 @@ def test_from_images_to_map(cli, measured):
     assert (result["bits"], result["n_queries"], result["n_database"], result["pretrained"]) == (16, 90, 90, True)
     assert (result["teacher_backbone"], result["student_backbone"]) == (TEACHER, STUDENT)
     written = json.loads((measured / "out.json").read_text())
-    for setting in ("sshp", "ashp", "teacher"):
+    assert 0.5 < result["equal_bits"] <= 1 and 0 < result["bit_correlation"] <= 1  # brcd aligns bits
+    for setting in ("sshp", "ashp", "matched", "teacher"):
         assert written[setting]["map"] == result[setting]["map"]
         assert 0.25 < result[setting]["map"]["stable/retrieved"] <= 1  # 10 classes: chance is near 0.15 here
         with np.load(measured / "codes" / f"{setting}_query.npz", allow_pickle=False) as dumped:

@@ -13,6 +13,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval.alignment import agreement, match_bits
 from retrieval.codes import hamming_topk, pack, unpack
 from retrieval.metrics import DENOMINATORS, TIES, mean_average_precision, ndcg, per_label_precision, retrieval_report
 
@@ -202,6 +203,22 @@ def test_what_people_have_means_the_same():
 def test_what_makes_no_sense_is_refused_by_name(measure, change, said):
     with pytest.raises(ValueError, match=said):
         measure(*change(*draw(40, 30, 0, n_queries=6)), 10)
+
+
+def test_bits_are_matched_to_the_teachers():
+    teacher = draw(400, 24, 0)[1]
+    order, sign = np.random.RandomState(1).permutation(24), np.random.RandomState(2).choice([-1, 1], 24)
+    student = (teacher * sign)[:, order]  # the same bits in another order, some turned
+    student[:40] *= -1  # a tenth of it noise
+    before, chance = agreement(student, teacher), agreement(draw(400, 24, 5)[1], teacher)
+    assert (
+        before["equal_bits"] < 0.7 and abs(chance["bit_correlation"]) < 0.1 and abs(chance["equal_bits"] - 0.5) < 0.05
+    )
+    order, sign = match_bits(student, teacher)
+    after = agreement(student[:, order] * sign, teacher)
+    assert after["equal_bits"] == pytest.approx(0.9) and after["bit_correlation"] == pytest.approx(0.8, abs=0.02)
+    assert agreement(teacher, teacher) == {"equal_bits": 1.0, "bit_correlation": pytest.approx(1.0)}
+    assert agreement(np.ones((5, 3)), teacher[:5, :3])["bit_correlation"] == 0
 
 
 def test_the_readmes_lines_run_from_another_folder(tmp_path):

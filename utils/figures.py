@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from utils.files import written_aside
 
-LEGEND = {"sshp": "SSHP", "ashp": "ASHP", "teacher": "teacher"}
+LEGEND = {"sshp": "SSHP", "ashp": "ASHP", "matched": "ASHP, bits matched", "teacher": "teacher"}
 RIGHT, WRONG = "#2a9d43", "#d1342f"
 PLAIN: dict[Any, Any] = {
     "axes.spines.top": False,
