@@ -29,9 +29,11 @@ from models.backbones import (
     BACKBONES,
     FEATURES,
     FrozenBackbone,
+    backbone_name,
     batch_norm_statistics,
     build_backbone,
     check_size,
+    own_size,
     recalibrate_batch_norm,
     set_batch_norm_statistics,
 )
@@ -71,7 +73,11 @@ def make_parser() -> Parser:
         "--teacher", type=Path, required=True, metavar="RUN", help="folder of a finished teacher run", marks={COLUMN}
     )
     group.add_argument(
-        "--student", type=one_of(BACKBONES), default="efficientnet_b0", help=", ".join(BACKBONES), marks={COLUMN}
+        "--student",
+        type=backbone_name,
+        default="efficientnet_b0",
+        help=f"{', '.join(BACKBONES)}, timm:NAME",
+        marks={COLUMN},
     )
     group.add_argument(
         "--student-weights", type=named, default="pretrained", help="pretrained, a file, or random (tests only)"
@@ -146,6 +152,8 @@ def parse() -> argparse.Namespace:
     except UserError as error:
         raise UserError(f"the teacher's args.yaml: damaged ({error}); train it again") from None
     parser.set_defaults(**inherited)
+    if inherited.get("size") == own_size(str(known.get("backbone"))):  # not chosen: the student has its own too
+        parser.set_defaults(size=own_size(parser.parse_known_args()[0].student))
     return parser.parse_args()
 
 
@@ -190,11 +198,12 @@ def build_student(args: argparse.Namespace, images: HashingData, device: torch.d
     backbone = build_backbone(args.student, args.student_weights, args.student_features)
     if args.bn == "recalibrate":
         size = args.student_size or args.size
-        name = seed_of(BN_KIND, backbone.sha256, images.fingerprint, size)
+        name = seed_of(BN_KIND, backbone.sha256, images.fingerprint, size, *backbone.prepared().values())
         with file_lock(args.cache_dir / f"batch_norm_{name:x}.lock"):
             kept = args.cache_dir / f"batch_norm_{name:x}.pt"
             if not kept.exists():
-                recalibrate_batch_norm(backbone, eval_batches(images, images.train, size, BATCH), device)
+                batches = eval_batches(images, images.train, size, BATCH, crop_pct=backbone.crop_pct)
+                recalibrate_batch_norm(backbone, batches, device)
                 save_atomically(kept, {"kind": BN_KIND, "statistics": batch_norm_statistics(backbone)})
             set_batch_norm_statistics(backbone, read_checkpoint(kept, BN_KIND)["statistics"])
     return backbone

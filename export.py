@@ -31,7 +31,7 @@ from data.load import load_data
 from data.resize import resize
 from data.transforms import EVAL_VERSION, eval_transform, short_side
 from data.views import CPU, eval_batches
-from models.backbones import BACKBONES, FrozenBackbone, hash_state
+from models.backbones import CROP_PCT, FrozenBackbone, backbone_spec, hash_state
 from models.engines import choose_engine, make_engine
 from models.exported import CARD, FORMAT, MODEL, Exported
 from models.heads import HashHead
@@ -82,9 +82,9 @@ def parse() -> argparse.Namespace:
 class Preprocessing(nn.Module):
     """A picture uint8 [H, W, 3] -> uint8 [1, 3, size, size], as evaluation sees it."""
 
-    def __init__(self, size: int, crop: bool):
+    def __init__(self, size: int, crop: bool, crop_pct: float):
         super().__init__()
-        self.size, self.short = size, short_side(size) if crop else None
+        self.size, self.short = size, short_side(size, crop_pct) if crop else None
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return resize(image, self.size, self.short).permute(2, 0, 1)[None]
@@ -122,10 +122,10 @@ def to_onnx(
     return program.model_proto  # type: ignore[union-attr]
 
 
-def preprocessing(size: int, crop: bool) -> onnx.ModelProto:
+def preprocessing(size: int, crop: bool, crop_pct: float = CROP_PCT) -> onnx.ModelProto:
     sides = {i: torch.export.Dim(name, min=1) for i, name in enumerate(("height", "width"))}
     example = torch.zeros(size + 77, size + 33, 3, dtype=torch.uint8)
-    return to_onnx(Preprocessing(size, crop), example, ["image"], ["pixels"], {"image": sides})
+    return to_onnx(Preprocessing(size, crop, crop_pct), example, ["image"], ["pixels"], {"image": sides})
 
 
 def network(backbone: FrozenBackbone, head: HashHead, size: int) -> onnx.ModelProto:
@@ -156,8 +156,8 @@ def in_half(network: onnx.ModelProto) -> onnx.ModelProto:
 class Pixels(CalibrationDataReader):
     """What the network sees of some images, one after another."""
 
-    def __init__(self, images: HashingData, rows: np.ndarray, size: int):
-        views = (eval_transform(images.source[row], size, images.crop)[None].numpy() for row in rows)
+    def __init__(self, images: HashingData, rows: np.ndarray, size: int, crop_pct: float = CROP_PCT):
+        views = (eval_transform(images.source[row], size, images.crop, crop_pct)[None].numpy() for row in rows)
         self.batches = ({"pixels": one} for one in tqdm(views, "calibrating", len(rows), unit="img"))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -244,6 +244,7 @@ class Original:
             "licence": licence(run, self.backbone.name),
             "size": run.size,
             "crop": self.images.crop,
+            "crop_pct": self.backbone.crop_pct,
             "precision": precision,
             "head": hash_state(self.head),
             "chosen_by": self.metric,
@@ -266,8 +267,9 @@ class Original:
             return self.evaluated(rows)
         size, (name, precision) = self.run.size, choose_engine("auto", "float32", CPU)
         engine = make_engine(self.backbone, size, CPU, name, precision, BATCH)
-        batches = tqdm(eval_batches(self.images, rows, size, BATCH), "in float32", -(-len(rows) // BATCH))
-        return pack(self.head.cpu().encode(torch.cat([engine(batch).half() for batch in batches])))
+        batches = eval_batches(self.images, rows, size, BATCH, crop_pct=self.backbone.crop_pct)
+        shown = tqdm(batches, "in float32", -(-len(rows) // BATCH))
+        return pack(self.head.cpu().encode(torch.cat([engine(batch).half() for batch in shown])))
 
     def cost(self, exported: Exported, rows: np.ndarray, single: np.ndarray) -> dict:
         """What a file of less precision loses: facts for its card.
@@ -301,7 +303,7 @@ def licence(run: Trained, backbone: str) -> str:
     weights = run.args["student_weights" if run.teacher else "weights"]
     if weights == "random":
         return "none: random weights"
-    return BACKBONES[backbone].licence if weights == "pretrained" else f"unknown: weights of {Path(weights).name}"
+    return backbone_spec(backbone).licence if weights == "pretrained" else f"unknown: weights of {Path(weights).name}"
 
 
 def codes_of(exported: Exported, images: HashingData, rows: np.ndarray, what: str) -> np.ndarray:
@@ -349,16 +351,17 @@ def main() -> None:
     args = parse()
     check_replaceable(args.out, CARD)
     original = Original(args)
-    images, size = original.images, original.run.size
-    print(f"exporting {original.backbone.name} with its head of {original.run.bits} bits")
-    before, after = preprocessing(size, images.crop), network(original.backbone, original.head, size)
+    images, backbone, size = original.images, original.backbone, original.run.size
+    print(f"exporting {backbone.name} with its head of {original.run.bits} bits")
+    before = preprocessing(size, images.crop, backbone.crop_pct)
+    after = network(backbone, original.head, size)
     rows = np.concatenate([images.val, images.val_database])[:CHECKED]
     with folder_aside(args.out, CARD) as folder, tempfile.TemporaryDirectory() as aside:
         model = joined(before, after, args.logits)
         single = codes_of(original.write(Path(aside), model, "float32"), images, rows, "checking")
         facts = {"checked": agreement(original, rows, single)}
         if args.precision != "float32":
-            calibration = Pixels(images, spread(images.train, CALIBRATION), size)
+            calibration = Pixels(images, spread(images.train, CALIBRATION), size, backbone.crop_pct)
             after = in_half(after) if args.precision == "float16" else in_bytes(after, calibration)
             model = joined(before, after, args.logits)
             facts |= original.cost(original.write(folder, model, args.precision), rows, single)

@@ -19,7 +19,7 @@ from data.views import BankedViews, FreshViews
 from losses.cibhash import KL_WEIGHT
 from losses.hashing import HASHING
 from losses.nt_xent import TEMPERATURE
-from models.backbones import BACKBONES, FEATURES, FrozenBackbone, build_backbone, check_size
+from models.backbones import BACKBONES, FEATURES, FrozenBackbone, backbone_name, build_backbone, check_size, own_size
 from models.heads import HEADS, MOST_BITS, HashHead, load_head, save_head
 from models.itq import ITQ, itq_head
 from models.trained import best_file
@@ -40,7 +40,7 @@ def make_parser() -> Parser:
     add_feature_arguments(parser)
     group = parser.add_argument_group("teacher")
     group.add_argument(
-        "--backbone", type=one_of(BACKBONES), default="vit_b_16", help=", ".join(BACKBONES), marks={COLUMN}
+        "--backbone", type=backbone_name, default="vit_b_16", help=f"{', '.join(BACKBONES)}, timm:NAME", marks={COLUMN}
     )
     group.add_argument("--weights", type=named, default="pretrained", help="pretrained, a file, or random (tests only)")
     group.add_argument("--features", type=one_of(FEATURES), default="auto", help=", ".join(FEATURES))
@@ -57,6 +57,13 @@ def make_parser() -> Parser:
     group.add_argument("--kl-weight", type=real(0), default=KL_WEIGHT, help="of CIBHash's KL term")
     add_training_arguments(group, Schedule(epochs=200, validate_every=5, patience=3), lr=5e-4)
     return parser
+
+
+def parse() -> argparse.Namespace:
+    """The command line; where it says no --size, the network's own."""
+    parser = make_parser()
+    parser.set_defaults(size=own_size(parser.parse_known_args()[0].backbone))
+    return parser.parse_args()
 
 
 def idle(args: argparse.Namespace) -> list[str]:
@@ -108,7 +115,7 @@ def training_views(args: argparse.Namespace, images: HashingData, features: Extr
 
 def main() -> None:
     distributed.start()
-    args = make_parser().parse_args()
+    args = parse()
     device = pick_device(args.device)
     for note in notes_of_idle(make_parser(), args, idle(args)):
         print(f"note: {note}")

@@ -31,7 +31,6 @@ from utils.runs import environment  # noqa: E402
 CPU = torch.device("cpu")
 PLAIN = v2.Compose(
     [
-        v2.RandomResizedCrop(224, scale=(0.5, 1.0), antialias=True),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.7),
         v2.RandomGrayscale(0.2),
         v2.RandomApply([v2.GaussianBlur(3, (0.1, 2.0))], p=0.5),
@@ -39,16 +38,17 @@ PLAIN = v2.Compose(
 )
 
 
-def plain_views(data, rows: torch.Tensor) -> torch.Tensor:
-    return torch.stack([PLAIN(data.source.stack[i]) for i in data.train[rows.numpy()]])
+def plain_views(data, size: int, rows: torch.Tensor) -> torch.Tensor:
+    crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True)
+    return torch.stack([PLAIN(crop(data.source.stack[i])) for i in data.train[rows.numpy()]])
 
 
-def plain_batches(data, n: int):
-    return loaded(partial(plain_views, data), [(rows,) for rows in torch.arange(n).split(BATCH)], cores())
+def plain_batches(data, n: int, size: int):
+    return loaded(partial(plain_views, data, size), [(rows,) for rows in torch.arange(n).split(BATCH)], cores())
 
 
-def our_batches(data, n: int):
-    maker = ViewMaker(data, 0, 224, CPU)
+def our_batches(data, n: int, size: int):
+    maker = ViewMaker(data, 0, size, CPU)
     return loaded(maker.crops, [(0, rows) for rows in torch.arange(n).split(BATCH)], cores())
 
 
@@ -78,10 +78,11 @@ def main() -> None:
             # Published weights are measured where they can be had; speed does not depend on them.
             backbone = build_backbone(name, "pretrained" if "lite" in name else "random")
             n = args.images if "vit" not in name else max(2 * BATCH, args.images // 4)
-            some = next(our_batches(data, BATCH))[:16]
+            some = next(our_batches(data, BATCH, backbone.size))[:16]
             with torch.inference_mode():
                 exact = backbone(some)
-            rows = {"per image, torch bfloat16": (plain_batches(data, n), TorchEngine(backbone, CPU, torch.bfloat16))}
+            plain = plain_batches(data, n, backbone.size), TorchEngine(backbone, CPU, torch.bfloat16)
+            rows = {"per image, torch bfloat16": plain}
             for engine, precision in (
                 ("torch", "float32"),
                 ("torch", "bfloat16"),
@@ -90,8 +91,8 @@ def main() -> None:
             ):
                 chosen, dtype = choose_engine(engine, precision, CPU)
                 rows[f"batched, {engine} {precision}"] = (
-                    our_batches(data, n),
-                    make_engine(backbone, 224, CPU, chosen, dtype, BATCH),
+                    our_batches(data, n, backbone.size),
+                    make_engine(backbone, backbone.size, CPU, chosen, dtype, BATCH),
                 )
             print(f"{name}\n{'':32} {'views/s':>8} {'ratio':>6} {'error':>8}")
             results[name] = {}

@@ -23,10 +23,9 @@ sys.path.insert(0, str(ROOT))
 from data.dataset import HashingData, one_hot  # noqa: E402
 from data.features import BATCH  # noqa: E402
 from data.sources import ArrayImages, FileImages  # noqa: E402
-from data.transforms import SIZE  # noqa: E402
 from data.views import BankedViews, FreshViews  # noqa: E402
 from losses.hashing import HASHING  # noqa: E402
-from models.backbones import build_backbone  # noqa: E402
+from models.backbones import SIZE, build_backbone  # noqa: E402
 from models.engines import choose_engine, make_engine  # noqa: E402
 from models.heads import HashHead  # noqa: E402
 from retrieval.metrics import mean_average_precision  # noqa: E402

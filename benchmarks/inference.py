@@ -31,7 +31,7 @@ from retrieval.metrics import mean_average_precision  # noqa: E402
 from utils.files import write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
 
-CPU, SIZE, BITS, CALIBRATION = torch.device("cpu"), 224, 64, 256
+CPU, BITS, CALIBRATION = torch.device("cpu"), 64, 256
 
 
 def median_ms(function, seconds: float = 1.0) -> float:
@@ -52,15 +52,15 @@ def quantised(backbone) -> openvino.Model:
 
     nncf.set_log_level(logging.ERROR)
     data = digits.load()
-    batches = eval_batches(data, data.train[:CALIBRATION], SIZE, BATCH)
-    model = OpenVINOEngine(backbone, SIZE, torch.float32, BATCH).model
+    batches = eval_batches(data, data.train[:CALIBRATION], backbone.size, BATCH)
+    model = OpenVINOEngine(backbone, backbone.size, torch.float32, BATCH).model
     return nncf.quantize(model, nncf.Dataset([b.numpy() for b in batches]), subset_size=CALIBRATION // BATCH)
 
 
 def int8_engine(backbone, batch_size: int) -> OpenVINOEngine:
-    engine = OpenVINOEngine(backbone, SIZE, torch.float32, batch_size)
+    engine = OpenVINOEngine(backbone, backbone.size, torch.float32, batch_size)
     model = quantised(backbone).clone()
-    model.reshape([batch_size, 3, SIZE, SIZE])
+    model.reshape([batch_size, 3, backbone.size, backbone.size])
     engine.compiled = openvino.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
     return engine
 
@@ -69,8 +69,8 @@ def engines(backbone, batch_size: int) -> dict:
     return {
         "torch float32": lambda: TorchEngine(backbone, CPU, torch.float32),
         "torch bfloat16": lambda: TorchEngine(backbone, CPU, torch.bfloat16),
-        "openvino float32": lambda: OpenVINOEngine(backbone, SIZE, torch.float32, batch_size),
-        "openvino bfloat16": lambda: OpenVINOEngine(backbone, SIZE, torch.bfloat16, batch_size),
+        "openvino float32": lambda: OpenVINOEngine(backbone, backbone.size, torch.float32, batch_size),
+        "openvino bfloat16": lambda: OpenVINOEngine(backbone, backbone.size, torch.bfloat16, batch_size),
         "openvino int8": lambda: int8_engine(backbone, batch_size),
     }
 
@@ -79,10 +79,12 @@ def features_of(engine, batches: dict[str, list]) -> dict[str, torch.Tensor]:
     return {part: torch.cat([engine(b) for b in batches[part]]) for part in batches}
 
 
-def measure(name: str, data, batches: dict[str, list]) -> dict:
+def measure(name: str, data) -> dict:
     """Every precision of one backbone."""
     trained = name.startswith("efficientnet_lite")
     backbone = build_backbone(name, "pretrained" if trained else "random")
+    size, parts = backbone.size, ("database", "test")
+    batches = {part: list(eval_batches(data, getattr(data, part), size, BATCH)) for part in parts}
     some = batches["database"][0]  # [64, 3, S, S]
     one = some[:1]
     head, results = None, {}
@@ -109,9 +111,9 @@ def measure(name: str, data, batches: dict[str, list]) -> dict:
 def search_a_million(name: str) -> dict:
     """A query's whole way: pixels to code by the fastest plain engine, then the ten nearest of 1,000,000 codes."""
     backbone = build_backbone(name, "pretrained")
-    engine = OpenVINOEngine(backbone, SIZE, torch.float32, 1)
+    engine = OpenVINOEngine(backbone, backbone.size, torch.float32, 1)
     head = itq_head(torch.randn(256, backbone.dim), BITS)
-    image = torch.randint(256, (1, 3, SIZE, SIZE), dtype=torch.uint8)
+    image = torch.randint(256, (1, 3, backbone.size, backbone.size), dtype=torch.uint8)
     database = np.random.default_rng(0).integers(0, 256, (10**6, BITS // 8), dtype=np.uint8)
     code = pack(head.encode(engine(image)))
     many = np.repeat(code, 1000, axis=0)
@@ -135,8 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "inference.json")
     args = parser.parse_args()
     data = digits.load()
-    batches = {part: list(eval_batches(data, getattr(data, part), SIZE, BATCH)) for part in ("database", "test")}
-    results = {name: measure(name, data, batches) for name in args.backbones}
+    results = {name: measure(name, data) for name in args.backbones}
     results["search"] = {n: search_a_million(n) for n in args.backbones if n.startswith("efficientnet_lite")}
     write_json(args.out, {"environment": environment(), **results})
 

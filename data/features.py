@@ -11,7 +11,7 @@ import torch
 from data import transforms
 from data.dataset import HashingData
 from data.views import Bank, Engine, Share, eval_batches, view_batches
-from models.backbones import FrozenBackbone
+from models.backbones import SIZE, FrozenBackbone
 from models.engines import ENGINES, PRECISIONS, check_precision, choose_engine, engine_version, make_engine
 from utils import distributed
 from utils.cache import FeatureCache
@@ -27,7 +27,7 @@ class Extractor:
     """Features of one data set by one frozen backbone.
 
     Args:
-        size: height and width of what the backbone sees, in pixels.
+        size: height and width of what the backbone sees, in pixels; None: the backbone's own.
         engine, precision: "auto" or a name; see ``choose_engine``.
         view_seed: of the bank of views (and of nothing else), so that runs of all seeds share one bank.
     """
@@ -38,14 +38,14 @@ class Extractor:
         backbone: FrozenBackbone,
         device: torch.device,
         cache: FeatureCache,
-        size: int = transforms.SIZE,
+        size: int | None = None,
         engine: str = "auto",
         precision: str = "auto",
         view_seed: int = 0,
         workers: int | None = None,
     ):
         self.data, self.backbone, self.device, self.cache = data, backbone, device, cache
-        self.size, self.view_seed, self.workers = size, view_seed, workers or cores()
+        self.size, self.view_seed, self.workers = size or backbone.size, view_seed, workers or cores()
         self.engine_name, self.precision = choose_engine(engine, precision, device)
         self._engine: Engine | None = None
 
@@ -80,7 +80,7 @@ class Extractor:
         used = np.unique(np.concatenate([self.data.train, self.data.database, self.data.val, self.data.test]))
 
         def extract(start: int) -> Iterator[torch.Tensor]:
-            batches = eval_batches(self.data, used, self.size, BATCH, self._part(start))
+            batches = eval_batches(self.data, used, self.size, BATCH, self._part(start), self.backbone.crop_pct)
             return distributed.in_turn(one_late(map(self.engine, batches)))
 
         features = self.cache.get(
@@ -139,7 +139,7 @@ def add_feature_arguments(parser: Parser) -> None:
     )
     group.add_argument("--view-seed", type=whole(0), default=0, help="of the cached views; shared by runs of all seeds")
     group.add_argument(
-        "--size", type=whole(1, 4096), default=transforms.SIZE, help="pixels, height and width of the input"
+        "--size", type=whole(1, 4096), default=SIZE, help="pixels, height and width of the input; of timm's its own"
     )
     group.add_argument("--device", default="auto", help=CHOICES, marks={COLUMN})
     group.add_argument("--engine", type=one_of(ENGINES), default="auto", help=f"{', '.join(ENGINES)} (CPU)")

@@ -17,10 +17,9 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from data.resize import resize
+from models.backbones import CROP_PCT
 from utils.devices import to_device
 
-SIZE = 224
-CROP_FROM = 256  # short side before the centre crop of evaluation
 AREA, ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 BRIGHTNESS = CONTRAST = SATURATION = 0.4
 HUE = 0.1
@@ -35,20 +34,20 @@ EVAL_VERSION = 1
 VIEW_VERSION = 2
 
 
-def short_side(size: int) -> int:
+def short_side(size: int, crop_pct: float = CROP_PCT) -> int:
     """Of an evaluation image before its centre, size x size, is cut out."""
-    return round(size * CROP_FROM / SIZE)
+    return round(size / crop_pct)
 
 
-def eval_transform(image: torch.Tensor, size: int, crop: bool) -> torch.Tensor:
-    """uint8 [..., 3, H, W] -> uint8 [..., 3, size, size]; ``crop``: short side to size * 256/224, then the centre."""
+def eval_transform(image: torch.Tensor, size: int, crop: bool, crop_pct: float = CROP_PCT) -> torch.Tensor:
+    """uint8 [..., 3, H, W] -> uint8 [..., 3, size, size]; ``crop``: short side to size / crop_pct, then the centre."""
     height, width = image.shape[-2:]
     if not _same_in_torchvision() or max(height, width) > LONG * min(height, width):
-        rows = resize(image.movedim((-2, -1), (0, 1)), size, short_side(size) if crop else None)
+        rows = resize(image.movedim((-2, -1), (0, 1)), size, short_side(size, crop_pct) if crop else None)
         return rows.movedim((0, 1), (-2, -1)).contiguous()
     if not crop:
         return F.resize(image, [size, size], antialias=True)
-    return F.center_crop(F.resize(image, [short_side(size)], antialias=True), [size, size])
+    return F.center_crop(F.resize(image, [short_side(size, crop_pct)], antialias=True), [size, size])
 
 
 @functools.cache

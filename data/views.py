@@ -14,6 +14,7 @@ import torch
 
 from data.dataset import HashingData
 from data.transforms import ViewParams, crop_view, eval_transform, sample_views, views_of_crops, views_of_stack
+from models.backbones import CROP_PCT
 from utils import distributed
 from utils.devices import to_device
 from utils.errors import UserError
@@ -45,17 +46,18 @@ class Bank:
 
 
 def eval_batches(
-    data: HashingData, rows: np.ndarray, size: int, batch_size: int, part: Share = Share()
+    data: HashingData, rows: np.ndarray, size: int, batch_size: int, part: Share = Share(), crop_pct: float = CROP_PCT
 ) -> Iterator[torch.Tensor]:
     """Images ``rows`` as evaluation sees them, uint8 [B, 3, size, size]."""
     firsts = range(part.start, len(rows), batch_size)[part.turns]
-    yield from loaded(partial(_evaluated, data, size), [(rows[f : f + batch_size],) for f in firsts], part.workers)
+    make = partial(_evaluated, data, size, crop_pct)
+    yield from loaded(make, [(rows[f : f + batch_size],) for f in firsts], part.workers)
 
 
-def _evaluated(data: HashingData, size: int, rows: np.ndarray) -> torch.Tensor:
+def _evaluated(data: HashingData, size: int, crop_pct: float, rows: np.ndarray) -> torch.Tensor:
     if data.source.stack is not None:
-        return eval_transform(data.source.stack[rows], size, data.crop)
-    return torch.stack([eval_transform(data.source[i], size, data.crop) for i in rows])
+        return eval_transform(data.source.stack[rows], size, data.crop, crop_pct)
+    return torch.stack([eval_transform(data.source[i], size, data.crop, crop_pct) for i in rows])
 
 
 def view_params(data: HashingData, view: int, seed: int) -> ViewParams:

@@ -1,25 +1,35 @@
-"""Frozen backbones: ImageNet networks cut where the method takes its features.
+"""Frozen backbones: ImageNet networks, and any of timm's, cut where the method takes its features.
 
 A backbone takes uint8 images and normalises them itself, so that teacher and student can share views and still get
 the scaling that each was trained with.
 """
 
+import argparse
+import contextlib
+import difflib
+import functools
 import hashlib
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import nn
 
 from utils.devices import to_device
 from utils.errors import UserError, first_line
 from utils.files import file_lock
+from utils.options import one_of
 from utils.seeds import seeded
 
 SMALLEST = 8  # pixels a side
+SIZE, CROP_PCT = 224, 224 / 256  # of evaluation, where the network has none of its own
+TIMM = "timm:"  # before the name of any network of timm's
 Scaling = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel in 0..1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FEATURES = ("auto", "logits", "pooled")
@@ -33,10 +43,13 @@ class Backbone:
     Attributes:
         build: makes the whole network with random weights.
         logits: the 1000 class logits are its features (EfficientNet, MobileNet), else what enters the last layer.
-        last: name of the last linear layer, replaced by the identity for pooled features.
-        dim: width of the features that enter the last layer.
+        last: name of the last linear layer, replaced by the identity for pooled features; "": timm knows it.
+        dim: width of the features that enter the last layer; 0: timm knows it.
         load: returns the state dict of the published weights.
         licence: of those weights.
+        adapt: makes the network's state dict of a file's.
+        classes: how many logits; 0: it has no classifier.
+        size, crop_pct: pixels a side that it was made for, and their share of the short side before the centre crop.
     """
 
     build: Callable[[], nn.Module]
@@ -46,6 +59,10 @@ class Backbone:
     load: Callable[[], dict[str, torch.Tensor]]
     scaling: Scaling = IMAGENET
     licence: str = "BSD-3-Clause"
+    adapt: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda state: state
+    classes: int = 1000
+    size: int = SIZE
+    crop_pct: float = CROP_PCT
 
 
 def _torchvision(
@@ -120,6 +137,88 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+@functools.cache
+def _timm(name: str) -> Backbone:
+    """A network of timm's by its ``pretrained_cfg``.
+
+    Raises:
+        UserError: timm has none of that name, or it takes no square images of three channels.
+    """
+    import timm
+
+    own = name.removeprefix(TIMM)
+    try:
+        cfg = timm.get_pretrained_cfg(own)
+    except RuntimeError:  # a network that there is, with weights that there are not
+        cfg = None
+    if cfg is None:
+        near = difflib.get_close_matches(own, timm.list_models() + timm.list_models(pretrained=True), 3)
+        raise UserError(f"timm {timm.__version__} has no network '{own}'; near: {', '.join(near) or 'none'}")
+    channels, size, width = cfg.input_size
+    if channels != 3 or size != width:
+        raise UserError(f"{name} takes images of {channels} x {size} x {width}; only 3 channels of a square can be had")
+
+    def build(**how: Any) -> nn.Module:
+        if cfg.fixed_input_size:  # of these, some can resize their position embeddings to other sizes
+            with contextlib.suppress(TypeError):
+                return timm.create_model(own, dynamic_img_size=True, **how)
+        return timm.create_model(own, **how)
+
+    def load() -> dict[str, torch.Tensor]:
+        try:
+            return build(pretrained=True).state_dict()
+        except Exception as error:  # the hub's client has a dozen kinds, all without a common parent
+            url = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url or "no published file"
+            raise UserError(
+                f"the weights of {name} could not be downloaded ({first_line(error)}); fetch its file ({url}) on "
+                "another machine and pass it with --weights FILE (a student's: --student-weights FILE)"
+            ) from None
+
+    def adapt(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Renamed as timm does; its whole loader would pass over what does not fit some networks."""
+        rename = getattr(sys.modules[timm.model_entrypoint(own).__module__], "checkpoint_filter_fn", None)
+        return rename(state, build()) if rename else state
+
+    return Backbone(
+        build,
+        False,
+        "",
+        0,
+        load,
+        (cfg.mean, cfg.std),
+        cfg.license or "unknown",
+        adapt,
+        cfg.num_classes,
+        size,
+        cfg.crop_pct,
+    )
+
+
+def backbone_spec(name: str) -> Backbone:
+    """Raises UserError for a name that is neither of ``BACKBONES`` nor timm:NAME."""
+    if name.startswith(TIMM):
+        return _timm(name)
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone '{name}'; there are: {', '.join(BACKBONES)}, {TIMM}NAME")
+    return BACKBONES[name]
+
+
+def backbone_name(text: str) -> str:
+    """Type of an option that names a backbone."""
+    if not text.startswith(TIMM):
+        return one_of((*BACKBONES, f"{TIMM}NAME"))(text)
+    try:
+        backbone_spec(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def own_size(name: str) -> int:
+    """Pixels a side that a network of timm's was made for; 224 of all others."""
+    return backbone_spec(name).size if name.startswith(TIMM) else SIZE
+
+
 class FrozenBackbone(nn.Module):
     """uint8 images [B, 3, S, S] -> features [B, dim]; never trained, always in eval mode.
 
@@ -128,14 +227,26 @@ class FrozenBackbone(nn.Module):
         dim: width of the features.
         sha256: hash of every parameter and buffer, so that a changed weight or statistic shows.
         pretrained: False for random weights, which no result may come from.
+        size, crop_pct: as in ``Backbone``.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, name: str, network: nn.Module, scaling: Scaling, features: str, dim: int, pretrained: bool):
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        scaling: Scaling,
+        features: str,
+        dim: int,
+        pretrained: bool,
+        size: int = SIZE,
+        crop_pct: float = CROP_PCT,
+    ):
         super().__init__()
         self.name, self.features, self.dim, self.pretrained = name, features, dim, pretrained
+        self.size, self.crop_pct, self.scaling = size, crop_pct, scaling
         mean, std = scaling
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
@@ -157,7 +268,15 @@ class FrozenBackbone(nn.Module):
             "dim": self.dim,
             "sha256": self.sha256,
             "pretrained": self.pretrained,
+            **self.prepared(),
         }
+
+    def prepared(self) -> dict:
+        """How images are made for it, where that is its own: the others' keys in the cache stay what they were."""
+        if not self.name.startswith(TIMM):
+            return {}
+        mean, std = map(list, self.scaling)
+        return {"mean": mean, "std": std, "crop_pct": self.crop_pct}
 
 
 def hash_state(module: nn.Module) -> str:
@@ -170,16 +289,17 @@ def hash_state(module: nn.Module) -> str:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
     except Exception as error:  # torch raises many kinds for what is no checkpoint
         raise UserError(
             f"{path}: not a weights file that can be read safely "
-            f"({type(error).__name__}); save a plain state dict with torch.save"
+            f"({type(error).__name__}); save a plain state dict with torch.save, or as .safetensors"
         ) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path}: not a state dict (a mapping of names to tensors)")
     return state
 
@@ -188,53 +308,63 @@ def build_backbone(name: str, weights: str = "pretrained", features: str = "auto
     """A frozen backbone with its weights.
 
     Args:
-        name: a key of ``BACKBONES``.
+        name: a key of ``BACKBONES``, or timm:NAME.
         weights: "pretrained", "random" (for tests: the same random weights every time), or a state dict's file.
-        features: "auto" (the paper's choice for the architecture), "logits" or "pooled" (what enters the last layer).
+        features: "auto" (the paper's choice for the architecture, pooled for timm's), "logits" or "pooled" (what enters
+            the last layer).
 
     Raises:
-        UserError: unknown name, weights that can't be had or don't fit.
+        UserError: unknown name, weights that can't be had or don't fit, logits of a network that has none.
     """
-    if name not in BACKBONES:
-        raise UserError(f"unknown backbone '{name}'; there are: {', '.join(BACKBONES)}")
+    spec = backbone_spec(name)
     if features not in FEATURES:
         raise UserError(f"unknown features '{features}'; there are: {', '.join(FEATURES)}")
-    spec = BACKBONES[name]
+    features = features if features != "auto" else ("logits" if spec.logits else "pooled")
+    if features == "logits" and not spec.classes:
+        raise UserError(f"{name} has no classifier, so no logits; take its pooled features")
     if weights == "random":
         with seeded("random weights", name):
             network = spec.build()
     else:
         network = spec.build()
         try:
-            network.load_state_dict(spec.load() if weights == "pretrained" else _read_weights(Path(weights)))
-        except RuntimeError as error:
+            network.load_state_dict(
+                spec.load() if weights == "pretrained" else spec.adapt(_read_weights(Path(weights)))
+            )
+        except (RuntimeError, LookupError, AttributeError, ValueError) as error:  # the last three: renaming failed
             raise UserError(
                 f"{weights}: does not fit {name}: {first_line(str(error).splitlines()[-1].strip())}"
             ) from None
-    features = features if features != "auto" else ("logits" if spec.logits else "pooled")
     if features == "pooled":
-        network.set_submodule(spec.last, nn.Identity())
+        network.set_submodule(spec.last, nn.Identity()) if spec.last else network.reset_classifier(0)  # type: ignore[operator]
     return FrozenBackbone(
         name,
         network,
         spec.scaling,
         features,
-        spec.dim if features == "pooled" else 1000,
-        pretrained=weights != "random",
+        (spec.dim or int(network.head_hidden_size)) if features == "pooled" else spec.classes,  # type: ignore[arg-type]
+        weights != "random",
+        spec.size,
+        spec.crop_pct,
     )
 
 
 def check_size(name: str, size: int) -> None:
-    """Raises UserError where the network cannot take images of that many pixels; nothing is computed to find out."""
-    if size == 224:
+    """Raises UserError where the network cannot take images of that many pixels, or gives no row of features for one;
+    nothing is computed to find out."""
+    if name in BACKBONES and size == SIZE:
         return
     if size < SMALLEST:
         raise UserError(f"--size {size}: fewer than {SMALLEST} pixels leave nothing to blur, crop or recognise")
     try:
         with torch.device("meta"):
-            BACKBONES[name].build().eval()(torch.zeros(1, 3, size, size))
+            rows = backbone_spec(name).build().eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"{name} cannot take images of {size} pixels ({first_line(error)}); 224 always works") from None
+        raise UserError(
+            f"{name} cannot take images of {size} pixels ({first_line(error)}); {own_size(name)} always works"
+        ) from None
+    if not isinstance(rows, torch.Tensor) or rows.dim() != 2:
+        raise UserError(f"{name} does not give one row of features an image, as a backbone must")
 
 
 def _batch_norms(backbone: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:

@@ -69,6 +69,11 @@ class Trained:
                 f"the weights of {known['name']} ({weights}) are not those that its head was trained on "
                 f"(hash {backbone.sha256[:12]}, then {known['sha256'][:12]}); pass the right file"
             )
+        if any(known.get(key) != value for key, value in backbone.prepared().items()):
+            raise UserError(
+                f"{self.folder}: timm prepares images for {known['name']} otherwise than when it was trained "
+                f"({backbone.prepared()}); install the timm that environment.json names"
+            )
         return backbone
 
     @property

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data.load import DATASETS
 from losses.hashing import HASHING
 from losses.methods import METHODS
-from models.backbones import BACKBONES
+from models.backbones import backbone_name
 from models.itq import ITQ
 from retrieval.tables import read_rows
 from scripts.report import write_report
@@ -304,11 +304,11 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="results/NAME and runs/NAME are written")
     parser.add_argument("--dataset", type=one_of(DATASETS), default="digits", help="name of the data set")
     parser.add_argument("--data-dir", type=Path, help="folder of the data set (default: data/NAME)")
-    parser.add_argument("--teacher", type=one_of(BACKBONES), default="efficientnet_lite2", help="backbone")
+    parser.add_argument("--teacher", type=backbone_name, default="efficientnet_lite2", help="backbone")
     parser.add_argument(
         "--teacher-hashing", type=one_of((*HASHING, ITQ)), default="cibhash", help="the teacher's objective"
     )
-    parser.add_argument("--student", type=one_of(BACKBONES), default="efficientnet_lite0", help="backbone")
+    parser.add_argument("--student", type=backbone_name, default="efficientnet_lite0", help="backbone")
     parser.add_argument("--flags", default="", help="for every run, teachers too, such as '--precision bfloat16'")
     parser.add_argument("--student-flags", default="", help="for every student, such as '--student-size 112'")
     parser.add_argument("--methods", nargs="+", required=True, help="each a method with flags: 'brcd --no-mask'")

@@ -11,7 +11,7 @@ BACKBONE=${BACKBONE:-vit_b_16}
 WEIGHTS=${WEIGHTS:-pretrained}      # or a state dict's file
 BITS=${BITS:-64}
 VIEWS=${VIEWS:-0}                   # 0: two new views of every image each epoch; N: a cached bank of N
-SIZE=${SIZE:-224}                   # pixels that the networks see
+SIZE=${SIZE:-}                      # pixels that the networks see; empty: 224, of a timm network its own
 EPOCHS=${EPOCHS:-200}
 LR=${LR:-5e-4}
 BATCH_SIZE=${BATCH_SIZE:-64}
@@ -26,6 +26,6 @@ CACHE_DIR=${CACHE_DIR:-cache}
 RUN_DIR=${RUN_DIR:-runs/teacher_${DATASET}_${BACKBONE}_${BITS}bits}
 
 "$PY" train_teacher.py --dataset "$DATASET" --data-dir "$DATA_DIR" --backbone "$BACKBONE" --weights "$WEIGHTS" \
-    --bits "$BITS" --views "$VIEWS" --size "$SIZE" --engine "$ENGINE" --epochs "$EPOCHS" --lr "$LR" --batch-size "$BATCH_SIZE" \
+    --bits "$BITS" --views "$VIEWS" ${SIZE:+--size "$SIZE"} --engine "$ENGINE" --epochs "$EPOCHS" --lr "$LR" --batch-size "$BATCH_SIZE" \
     --temperature "$TEMPERATURE" --kl-weight "$KL_WEIGHT" --validate-every "$VALIDATE_EVERY" --patience "$PATIENCE" \
     --seed "$SEED" --device "$DEVICE" --cache-dir "$CACHE_DIR" --run-dir "$RUN_DIR" --resume "$@"
