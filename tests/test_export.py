@@ -252,7 +252,16 @@ def test_refusals(cli, teacher, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, precision",
-    [("resnet18", "int8"), ("mobilenet_v2", "float16"), ("efficientnet_b0", "float32"), ("vit_b_32", "int8")],
+    [
+        ("resnet18", "int8"),
+        ("mobilenet_v2", "float16"),
+        ("efficientnet_b0", "float32"),
+        ("vit_b_32", "int8"),
+        ("timm:test_vit", "float32"),
+        ("timm:convnext_atto", "float32"),
+        ("timm:mobilenetv4_conv_small", "float16"),
+        ("timm:efficientvit_b0", "float32"),
+    ],
 )
 def test_every_kind_of_backbone_can_be_exported(name, precision, tmp_path):
     """Random weights: linear heads on pooled features, MLPs on logits, SiLU, attention; 12 bits, which fill no byte."""
