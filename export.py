@@ -40,7 +40,7 @@ from retrieval.codes import pack, unpack
 from retrieval.hasher import Hasher, run_options
 from retrieval.metrics import mean_average_precision
 from retrieval.relevance import measure, relevance
-from utils.errors import UserError, guarded
+from utils.errors import UserError, first_line, guarded
 from utils.files import check_replaceable, folder_aside, write_json
 from utils.machine import cores
 from utils.options import Parser, one_of
@@ -130,7 +130,10 @@ def preprocessing(size: int, crop: bool, crop_pct: float = CROP_PCT) -> onnx.Mod
 
 def network(backbone: FrozenBackbone, head: HashHead, size: int) -> onnx.ModelProto:
     example = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    return to_onnx(Network(backbone.cpu(), head.cpu()), example, ["pixels"], ["code", "logits"])
+    try:
+        return to_onnx(Network(backbone.cpu(), head.cpu()), example, ["pixels"], ["code", "logits"])
+    except Exception as error:  # the exporter has a dozen kinds
+        raise UserError(f"{backbone.name} can't be written as ONNX ({first_line(error)})") from None
 
 
 def in_half(network: onnx.ModelProto) -> onnx.ModelProto:
@@ -166,7 +169,7 @@ class Pixels(CalibrationDataReader):
 
 def in_bytes(network: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
     """Weights and activations in 8 bits, a scale for each channel of weights; the last layer, which decides signs, in
-    float32."""
+    float32, and layer norms, whose weights ONNX Runtime can't turn into uint8 where they share a zero."""
     made_by = {output: node for node in network.graph.node for output in node.output}
     last, node = [], made_by["logits"]
     while True:  # up to the last layer with weights
@@ -179,7 +182,8 @@ def in_bytes(network: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / MODEL
             how = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
-            quantize_static(network, file, pixels, nodes_to_exclude=last, **how)
+            norms = [node.name for node in network.graph.node if node.op_type == "LayerNormalization"]
+            quantize_static(network, file, pixels, nodes_to_exclude=last + norms, **how)
             return onnx.load(file)
     finally:
         logging.disable(logging.NOTSET)
@@ -362,9 +366,14 @@ def main() -> None:
         facts = {"checked": agreement(original, rows, single)}
         if args.precision != "float32":
             calibration = Pixels(images, spread(images.train, CALIBRATION), size, backbone.crop_pct)
-            after = in_half(after) if args.precision == "float16" else in_bytes(after, calibration)
-            model = joined(before, after, args.logits)
-            facts |= original.cost(original.write(folder, model, args.precision), rows, single)
+            try:
+                after = in_half(after) if args.precision == "float16" else in_bytes(after, calibration)
+                model = joined(before, after, args.logits)
+                reduced = original.write(folder, model, args.precision)
+            except Exception as error:  # ONNX Runtime's have no common parent
+                why = f"{backbone.name} can't be exported in {args.precision} ({first_line(error)})"
+                raise UserError(f"{why}; use --precision float32") from None
+            facts |= original.cost(reduced, rows, single)
         original.write(folder, model, args.precision, facts)
     print(f"{args.out}: {len(model) / 1e6:.1f} MB, {original.run.bits} bits a picture")
 
