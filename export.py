@@ -248,7 +248,7 @@ class Original:
             "licence": licence(run, self.backbone.name),
             "size": run.size,
             "crop": self.images.crop,
-            "crop_pct": self.backbone.crop_pct,
+            **self.backbone.prepared(),
             "precision": precision,
             "head": hash_state(self.head),
             "chosen_by": self.metric,
