@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from data.dataset import NO_LABELS, HashingData
-from data.load import add_data_arguments, load_data
+from data.load import load_data
 from data.transforms import EVAL_VERSION, eval_transform
 from losses.methods import METHODS
 from models.trained import Trained, read_run
 from retrieval.alignment import agreement, match_bits
 from retrieval.codes import pack
-from retrieval.hasher import OTHER_DATA, Hasher, run_options
+from retrieval.hasher import Hasher, parse_over_run, run_options
 from retrieval.metrics import retrieval_report
 from retrieval.relevance import relevance
 from utils import distributed
@@ -57,17 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--k", type=whole(1), help="cut-off of mAP@k (default: the data set's)")
     parser.add_argument("--dump-codes", type=Path, metavar="DIR", help="write packed codes, labels and paths as .npz")
     parser.add_argument("--pictures", type=whole(0), default=8, metavar="N", help="queries drawn with their top 10")
-    add_data_arguments(parser)
-    parser.set_defaults(dataset=None)  # without it: what the run was trained on, --data-dir and --lists-dir as of now
-    parser.add_argument("--cache-dir", type=Path, help="default: the run's")
-    parser.add_argument("--device", help="default: the run's")
-    args = parser.parse_args()
-    alone = sorted(name for name in OTHER_DATA if getattr(args, name) != parser.get_default(name))
-    if alone and args.dataset is None:
-        raise UserError(
-            f"--{alone[0].replace('_', '-')} is of other images than the run's own: name their --dataset too"
-        )
-    return args
+    return parse_over_run(parser)
 
 
 def check_target(target: Path) -> None:

@@ -37,7 +37,7 @@ from models.exported import CARD, FORMAT, MODEL, Exported
 from models.heads import HashHead
 from models.trained import SELECTED_BY, Trained, read_run
 from retrieval.codes import pack, unpack
-from retrieval.hasher import Hasher, run_options
+from retrieval.hasher import Hasher, parse_over_run, run_options
 from retrieval.metrics import mean_average_precision
 from retrieval.relevance import measure, relevance
 from utils.errors import UserError, first_line, guarded
@@ -71,12 +71,7 @@ def parse() -> argparse.Namespace:
         help="of the network; pixels are whole numbers in all",
     )
     parser.add_argument("--logits", action="store_true", help="the file gives the logits too")
-    parser.add_argument("--data-dir", type=Path, help="where the images are now (default: where training found them)")
-    parser.add_argument("--lists-dir", type=Path, help="where their lists are now")
-    parser.add_argument("--cache-dir", type=Path, help="default: the run's")
-    parser.add_argument("--device", help="default: the run's")
-    parser.set_defaults(dataset=None)  # the run's own images
-    return parser.parse_args()
+    return parse_over_run(parser)
 
 
 class Preprocessing(nn.Module):
@@ -221,8 +216,9 @@ class Original:
             raise UserError(f"--head {args.head}: {args.run} is a teacher's run, which has one head")
         self.metric = "map" if self.run is self.teacher else args.head or "sshp"
         self.options = run_options(args, self.run)
-        self.images = load_data(self.options, self.teacher.folder)
-        self.run.check_data(self.images.fingerprint, EVAL_VERSION)
+        self.images = load_data(self.options, None if args.dataset else self.teacher.folder)
+        trained_on = self.run.facts["data"]
+        self.run.check_data(trained_on if args.dataset else self.images.fingerprint, EVAL_VERSION)
         self.hasher = Hasher(self.run, self.options, self.images)
         self.backbone, self.head = self.hasher.backbone, self.run.heads[self.metric]
         size = sum(p.numel() * p.element_size() for p in (*self.backbone.parameters(), *self.head.parameters()))
@@ -238,6 +234,9 @@ class Original:
 
     def card(self, precision: str) -> dict:
         run, packages = self.run, ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
+        title, how = self.images.title, measure(self.images)
+        if self.args.dataset:
+            title, how = self.teacher.args["dataset"], "mAP of the validation images that it was chosen on"
         return {
             "format": FORMAT,
             "role": "student" if run.teacher else "teacher",
@@ -253,8 +252,8 @@ class Original:
             "head": hash_state(self.head),
             "chosen_by": self.metric,
             "teacher_head": run.teacher.head_hash if run.teacher else None,
-            "data": {"title": self.images.title, "fingerprint": self.images.fingerprint},
-            "metrics": {"validation": read_summary(run.folder)["best"], "measure": measure(self.images)},
+            "data": {"title": title, "fingerprint": run.facts["data"]},
+            "metrics": {"validation": read_summary(run.folder)["best"], "measure": how},
             "flipped_bits": 0.0,
             "map_kept": 1.0,
             "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},

@@ -25,6 +25,25 @@ def _of_data() -> set[str]:
 OTHER_DATA = _of_data() - {"dataset", "data_dir", "lists_dir"}
 
 
+def parse_over_run(parser: Parser) -> argparse.Namespace:
+    """The command line of ``parser`` with the options of a run that it may override.
+
+    Raises:
+        UserError: options of other images, without their --dataset.
+    """
+    add_data_arguments(parser)
+    parser.set_defaults(dataset=None)  # without it: what the run was trained on, --data-dir and --lists-dir as of now
+    parser.add_argument("--cache-dir", type=Path, help="default: the run's")
+    parser.add_argument("--device", help="default: the run's")
+    args = parser.parse_args()
+    alone = sorted(name for name in OTHER_DATA if getattr(args, name) != parser.get_default(name))
+    if alone and args.dataset is None:
+        raise UserError(
+            f"--{alone[0].replace('_', '-')} is of other images than the run's own: name their --dataset too"
+        )
+    return args
+
+
 def run_options(args: argparse.Namespace, run: Trained) -> argparse.Namespace:
     """The run's own options, with what a command line overrides: another data set, or where data and features are now.
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, STUDENT, TEACHER, digits, run_here
 from PIL import Image
+from test_data import make_folder
 from test_resize import picture
 
 import export
@@ -59,6 +60,19 @@ def test_codes_are_pytorchs_for_pictures_of_any_size(student, measured):
         code, own = exported.code(image.numpy()), pack(logits)[0]
         assert code.dtype == np.uint8 and code.shape == (exported.width,)
         assert not (np.unpackbits(code ^ own)[: exported.bits] & sure).any(), (height, width)
+
+
+def test_a_run_is_exported_where_its_images_are_not(student, measured, photo, tmp_path, cli):
+    """A published one, checked with the pictures that there are; the network is the same."""
+    there = ["--dataset", "folder", "--data-dir", make_folder(tmp_path / "mine", photo), "--cache-dir", tmp_path / "c"]
+    words = ["export.py", "--run", measured / "run", "--out", tmp_path / "out", "--logits"]
+    code, out = cli(*words, "--skip-broken")
+    assert "name their --dataset too" in code
+    code, out = cli(*words, *there)
+    assert code == 0, out
+    card, own = (json.loads((folder / "card.json").read_text()) for folder in (tmp_path / "out", student))
+    assert card["data"] == own["data"] and card["head"] == own["head"] and "chosen on" in card["metrics"]["measure"]
+    assert card["checked"]["images"] != own["checked"]["images"] and card["checked"]["differs_from_evaluation"] <= 0.005
 
 
 def test_the_card_says_what_it_is(student, taught_by, measured):
