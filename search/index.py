@@ -28,6 +28,9 @@ from utils.errors import UserError, first_line
 from utils.files import held_file
 
 FORMAT = 2
+# A blob at the end of a page, new in every transaction: the mark, the link of the one before, and its own. By it a log
+# (SQLite's WAL) tells which state of which file it goes on from; SQLite itself would replay any.
+MARK, LINK = b"brcdlink", 16
 APPLICATION = 0x42524344  # in the file's header: whose SQLite file it is
 CACHE = 32768  # KiB of the file, at most, that a process keeps in memory beside the codes
 SELECTIONS, SELECTED = 4, 10**7  # filters whose selections are kept, and pictures of all before one more is
@@ -53,6 +56,8 @@ CREATE TABLE broken (
 ) WITHOUT ROWID;
 INSERT INTO facts VALUES ('version', 0);
 """
+LINKED = "CREATE TABLE IF NOT EXISTS links (link BLOB NOT NULL)"
+NEXT_LINK = f"CAST(substr(link, 1, {len(MARK)}) || substr(link, -{LINK}) || randomblob({LINK}) AS BLOB)"
 # What a format-1 index lacks: who read a broken file, and times that are local to the picture.
 TO_FORMAT_2 = """
 ALTER TABLE broken ADD COLUMN reader TEXT NOT NULL DEFAULT '';
@@ -149,6 +154,7 @@ class AnyIndex:
 
     most: int | None = None  # results a query, at most
     identity = ""  # that no other index has
+    opened = 0  # how often: another index may lie there by now
     generation = 0  # grows with every change
 
     def note(self, name: str, value: object) -> None:
@@ -209,9 +215,12 @@ class AnyIndex:
             where: only these pictures.
             unique: of files with the same bytes only the one added first.
         """
+        opened = self.opened
         for ranked in self._rankings(codes, where):
-            if (hits := self._hits(ranked, k, radius, unique)) is not None:
+            hits = self._hits(ranked, k, radius, unique)
+            if hits is not None and opened == self.opened:
                 return hits
+            opened = self.opened
         raise UserError(f"{self.path}: damaged (it has codes of pictures that it does not know); see `search check`")
 
     def _hits(self, ranked: Callable, k: int, radius: int | None, unique: bool) -> list[list[Hit]] | None:
@@ -261,7 +270,7 @@ class Index(AnyIndex):
 
     def __init__(self, path: Path, write: bool = False):
         self.path = Path(os.path.abspath(path))
-        self._lock, self._held, self._seen, self._snapshot = threading.RLock(), None, None, None
+        self._lock, self._held, self._con, self._file = threading.RLock(), None, None, None
         if self.path.is_dir():
             raise UserError(f"{path}: a folder; --index takes the index's file")
         if write:
@@ -271,35 +280,89 @@ class Index(AnyIndex):
         elif not self.path.exists():
             raise UserError(f"{path}: no such index; make one: python -m search add --index {path} --student ...")
         try:
-            self._con = self._opened(write)
-            self._check_format(write)
+            self._open(write)
         except BaseException:
             self.close()
             raise
 
-    def _opened(self, write: bool) -> sqlite3.Connection:
-        where = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={'rwc' if write else 'rw'}"
-        self._con = self._still = None
-        if not write and not os.access(self.path.parent, os.W_OK) and not self._log().exists():
-            where += "&immutable=1"  # readers share a file beside it, and here none can be made
-            self._still = self._state()
-        with self._asking():
-            con = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
-            con.execute(f"PRAGMA query_only = {int(not write)}")
-            con.execute(f"PRAGMA cache_size = -{CACHE}")
-            con.create_function("nfc", 1, nfc, deterministic=True)
-            return con
+    def _open(self, write: bool) -> None:
+        self._check_log()
+        self._let_go()
+        # Where no file can be made beside it, which readers share, none writes either.
+        still = not write and not os.access(self.path.parent, os.W_OK) and not self._log().exists()
+        with self._refusing():
+            self._con = self._connected(f"mode={'rwc' if write else 'rw'}{'&immutable=1' * still}")
+            self._con.execute(f"PRAGMA query_only = {int(not write)}")
+            self._con.execute(f"PRAGMA cache_size = -{CACHE}")
+            self._con.create_function("nfc", 1, nfc, deterministic=True)
+        self._check_format(write)
+        self._still, self._file, self._linked, self.opened = still, state_of(self.path), self._link(), self.opened + 1
 
-    def _state(self) -> tuple:
-        stat = self.path.stat()
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns, self._log().exists()
+    def _connected(self, how: str) -> sqlite3.Connection:
+        where = f"file:{urllib.parse.quote(os.fsencode(self.path))}?{how}"
+        return sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
 
     def _log(self) -> Path:
         return self.path.with_name(self.path.name + "-wal")
 
+    def _link(self) -> bytes | None:
+        """The last transaction that the file itself holds, whatever log lies beside it."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return b""
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(self._connected("mode=ro&immutable=1")) as con:
+            return con.execute("SELECT substr(link, -?) FROM links", [LINK]).fetchone()[0]
+        return None
+
+    def _check_log(self) -> None:
+        """UserError: the log beside the file goes on from another state or another file; nothing is touched."""
+        for _ in range(9):  # as it may be while somebody writes
+            before, link, links = self._states(), self._link(), links_of(self._log())
+            if link is None or not links or link in links:
+                return
+            if before == self._states():
+                raise UserError(
+                    f"{self.path}: {self._log()} beside it belongs to another index or to another state of this one "
+                    "(was a copy put back?); to use the index as it is, move it away; with its own index it is whole"
+                )
+            time.sleep(0.05)
+
+    def _states(self) -> list[tuple]:
+        states = []
+        for path in (self.path, self._log()):
+            with contextlib.suppress(FileNotFoundError):
+                states.append(state_of(path))
+        return states
+
+    def _follow(self) -> None:
+        """Open anew where another index lies at the path by now, or somebody writes to one that nobody wrote to."""
+        if self._con is not None and (self._file is None or self._con.in_transaction):
+            return  # while it is opened, and within what is of one moment
+        try:
+            now = state_of(self.path)
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: the index is gone (moved or deleted?); put it back") from None
+        if now == self._file and not (self._still and self._log().exists()):
+            return
+        same = self._con is not None and self._file[:2] == now[:2] and not self._still
+        if same and (self._held or self._link() in {self._linked, *links_of(self._log())}):  # the log was taken in
+            self._file = now
+            return
+        if self._held:
+            raise UserError(f"{self.path}: another index was put there meanwhile; run the same command again")
+        try:
+            self._open(write=False)
+        except BaseException:
+            self._let_go()  # the next who asks tries again
+            raise
+
+    def _let_go(self) -> None:
+        if self._con is not None:
+            self._con.close()
+        self._con = self._file = self._seen = self._snapshot = None
+
     def _check_format(self, write: bool) -> None:
         with self._asking() as con:
-            if write and not con.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if write and not con.execute("SELECT 1 FROM sqlite_master").fetchone():
                 if con.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
                     raise UserError(f"{self.path}: can't be shared by processes there; put it on a local disk")
                 con.executescript(
@@ -321,6 +384,9 @@ class Index(AnyIndex):
         if write:
             with self._asking() as con:
                 con.execute("INSERT OR IGNORE INTO facts VALUES ('identity', ?)", [uuid.uuid4().hex])
+                con.execute(LINKED)
+                first = "INSERT INTO links SELECT ? WHERE NOT EXISTS (SELECT 1 FROM links)"
+                con.execute(first, [MARK + bytes(LINK) + os.urandom(LINK)])
 
     def _upgrade(self) -> None:
         with self._asking() as con:
@@ -349,27 +415,33 @@ class Index(AnyIndex):
     def close(self) -> None:
         if self._con is not None:
             with contextlib.suppress(sqlite3.Error):
+                if self._held:  # an empty log can't be left over, whoever else has the index open
+                    self._con.execute("PRAGMA busy_timeout = 1000")
+                    self._con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 self._con.close()
+            self._file = None
         if self._held is not None:
             self._held.release()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[sqlite3.Connection]:
-        """The connection, one thread at a time; what SQLite refuses is one line."""
-        with self._lock:
-            if self._still and self._con and self._still != self._state():  # somebody may write there after all
-                self._con.close()
-                self._con, self._seen, self._snapshot = self._opened(write=False), None, None
-            try:
-                yield self._con
-            except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: of a damaged schema
-                name = getattr(error, "sqlite_errorname", "")
-                known = next((what for kind, what in REFUSALS.items() if name.startswith(kind)), None)
-                if known is None and name in ("", "SQLITE_ERROR") and not isinstance(error, sqlite3.ProgrammingError):
-                    known = DAMAGED
-                if known is None:
-                    raise
-                raise UserError(f"{self.path}: {known} ({first_line(error)})") from None
+        """The connection to what lies at the path now, one thread at a time; what SQLite refuses is one line."""
+        with self._lock, self._refusing():
+            self._follow()
+            yield self._con
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: of a damaged schema
+            name = getattr(error, "sqlite_errorname", "")
+            known = next((what for kind, what in REFUSALS.items() if name.startswith(kind)), None)
+            if known is None and name in ("", "SQLITE_ERROR") and not isinstance(error, sqlite3.ProgrammingError):
+                known = DAMAGED
+            if known is None:
+                raise
+            raise UserError(f"{self.path}: {known} ({first_line(error)})") from None
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -390,6 +462,7 @@ class Index(AnyIndex):
             con.execute("BEGIN IMMEDIATE")
             try:
                 con.execute("UPDATE facts SET value = value + 1 WHERE name = 'version'")
+                con.execute(f"UPDATE links SET link = {NEXT_LINK}")
                 yield
                 con.execute("COMMIT")
             except BaseException:
@@ -779,6 +852,27 @@ class Index(AnyIndex):
             "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
             [number, self._fact("version"), len(places) // 2, places, codes, zlib.crc32(codes, zlib.crc32(places))],
         )
+
+
+def state_of(path: Path) -> tuple:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def links_of(log: Path) -> set[bytes]:
+    """The transactions that a log holds, and the one that it goes on from; empty where there is none of ours."""
+    try:
+        content = np.fromfile(log, np.uint8)
+    except FileNotFoundError:
+        return set()
+    page = int.from_bytes(content[8:12].tobytes(), "big")
+    if len(content) < 32 or not 512 <= page <= 65536:
+        return set()
+    frames = content[32:][: (len(content) - 32) // (page + 24) * (page + 24)].reshape(-1, page + 24)
+    now = (frames[:, 8:16] == content[16:24]).all(1)  # others are of a log that was begun anew since
+    ends = frames[:, -len(MARK) - 2 * LINK :]
+    links = [end.tobytes()[len(MARK) :] for end in ends[now] if end.tobytes().startswith(MARK)]
+    return {links[0][:LINK], *(link[LINK:] for link in links)} if links else set()
 
 
 def named(card: dict) -> str:
