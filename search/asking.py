@@ -69,6 +69,8 @@ def answers(
             "hash_ms": round(hash_ms, 3),
             "search_ms": round(milliseconds, 3),
             "searched": searched,
+            "index": index.identity,
+            "generation": index.generation,
             "results": [result(rank, hit) for rank, hit in enumerate(hits, 1)],
         }
         for (name, _, hash_ms), hits in zip(queries, found, strict=True)
@@ -76,4 +78,4 @@ def answers(
 
 
 def result(rank: int, hit: Hit) -> dict:
-    return {"rank": rank, "path": hit.path, "distance": hit.distance, "id": hit.id}
+    return {"rank": rank, "path": hit.path, "distance": hit.distance, "id": hit.content}

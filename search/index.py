@@ -33,6 +33,7 @@ FORMAT = 2
 MARK, LINK = b"brcdlink", 16
 APPLICATION = 0x42524344  # in the file's header: whose SQLite file it is
 CACHE = 32768  # KiB of the file, at most, that a process keeps in memory beside the codes
+SHORT = 16  # hexadecimal digits of a digest by which an address names a picture
 SELECTIONS, SELECTED = 4, 10**7  # filters whose selections are kept, and pictures of all before one more is
 SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -104,11 +105,12 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A picture that was found, ``distance`` bits away."""
+    """A picture that was found, ``distance`` bits away; content: see ``AnyIndex.find``."""
 
     id: int
     path: str
     distance: int
+    content: str
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class AnyIndex:
     identity = ""  # that no other index has
     opened = 0  # how often: another index may lie there by now
     generation = 0  # grows with every change
+    newest: float | None = None  # when the last picture was added, in seconds since 1970, where that is known
 
     def note(self, name: str, value: object) -> None:
         """Keep something of the last ``add`` for ``info``; nothing where there is no room for it."""
@@ -237,11 +240,11 @@ class AnyIndex:
                 near = len(ids) if radius is None else np.searchsorted(distances, radius, side="right")
                 pairs = zip(ids[:near].tolist(), distances[:near].tolist(), strict=True)
                 try:
-                    hits = [Hit(i, facts[i][0], distance) for i, distance in pairs]
+                    hits = [Hit(i, facts[i][0], distance, facts[i][1][:SHORT]) for i, distance in pairs]
                 except KeyError:
                     return None
                 if unique:
-                    first: dict[bytes, Hit] = {}
+                    first: dict[str, Hit] = {}
                     for hit in hits:
                         first.setdefault(facts[hit.id][1], hit)
                     hits = list(first.values())
@@ -401,12 +404,19 @@ class Index(AnyIndex):
 
     @property
     def generation(self) -> int:
-        """Grows with every transaction."""
+        """Grows with every transaction that changes something."""
         return int(self._fact("version"))
 
+    @property
+    def newest(self) -> float | None:
+        with self._reading() as con:
+            row = con.execute("SELECT added FROM pictures ORDER BY id DESC LIMIT 1").fetchone()
+            return row and row[0]
+
     def note(self, name: str, value: object) -> None:
-        with self.transaction():
-            self._con.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", [f"noted {name}", json.dumps(value)])
+        if self.noted(name) != value:
+            with self.transaction():
+                self._con.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", [f"noted {name}", json.dumps(value)])
 
     def noted(self, name: str) -> dict:
         with self._reading():
@@ -463,8 +473,9 @@ class Index(AnyIndex):
             try:
                 con.execute("UPDATE facts SET value = value + 1 WHERE name = 'version'")
                 con.execute(f"UPDATE links SET link = {NEXT_LINK}")
+                before = con.total_changes
                 yield
-                con.execute("COMMIT")
+                con.execute("COMMIT" if con.total_changes > before else "ROLLBACK")
             except BaseException:
                 self._snapshot = None  # it may have been of what is not kept
                 with contextlib.suppress(sqlite3.Error):
@@ -518,6 +529,8 @@ class Index(AnyIndex):
         """
         self._refuse_other(card)
         student = student or self._known(card)
+        if (self.card, self.student) == (card, student):
+            return
         with self.transaction():
             facts = {"card": json.dumps(card), "student": os.fsencode(student) if student else None}
             self._con.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
@@ -593,11 +606,11 @@ class Index(AnyIndex):
             yield lambda k, now=now: list(zip(*_nearest(codes, k, *now), strict=True))
             before = now[0]
 
-    def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, bytes]]:
+    def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, str]]:
         """(path, digest) of those ids that are there."""
         with self._reading() as con:
             rows = con.execute(f"SELECT p.id, f.path, p.name, p.digest {OF_IDS}", [json.dumps(ids.tolist())])
-            return {i: (_joined(folder, name), digest) for i, folder, name, digest in rows}
+            return {i: (_joined(folder, name), digest.hex()) for i, folder, name, digest in rows}
 
     # What is known of pictures
 
@@ -618,6 +631,18 @@ class Index(AnyIndex):
                 for picture, folder, name, size, mtime_ns, digest, label, *times in rows
             }
         return [known[i] for i in ids]
+
+    def find(self, content: str) -> Record:
+        """The picture whose digest begins so (of copies the one added first): what an address names, since ids are
+        places, and another index has others there. KeyError: not there."""
+        if len(content) == SHORT and all(digit in "0123456789abcdef" for digit in content):
+            first = bytes.fromhex(content)
+            with self._reading() as con:
+                among = [first, first.ljust(32, b"\xff")]
+                row = con.execute("SELECT id FROM pictures WHERE digest BETWEEN ? AND ? ORDER BY id", among).fetchone()
+                if row:
+                    return self.record(row[0])
+        raise KeyError(content)
 
     def thumbnail(self, picture: int) -> bytes:
         """A JPEG of at most ``search.adding.THUMBNAIL`` pixels a side. KeyError: not there."""

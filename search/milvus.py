@@ -19,7 +19,7 @@ from pymilvus import CollectionSchema, DataType, FieldSchema, MilvusClient
 
 from data.decode import pixels_of
 from search.adding import thumbnail_of
-from search.index import AnyIndex, Broken, Filters, Record, Row
+from search.index import SHORT, AnyIndex, Broken, Filters, Record, Row
 from search.milvus_server import Server
 from search.pictures import read
 from utils.errors import UserError
@@ -289,6 +289,15 @@ class MilvusIndex(AnyIndex):
     def records(self, ids: Sequence[int]) -> list[Record]:
         rows = self._rows(ids, ["path", "size", "mtime_ns", "digest", "label", "taken"])
         return [Record(**rows[int(i)], added=int(i) / 1e6) for i in ids]
+
+    def find(self, content: str) -> Record:
+        condition = f"digest like {quoted(content + '%')}"
+        rows = (
+            self._query(condition, ["id"], self._level, limit=1) if len(content) == SHORT and content.isalnum() else []
+        )
+        if not rows:
+            raise KeyError(content)
+        return self.record(rows[0]["id"])
 
     def thumbnail(self, picture: int) -> bytes:
         """A JPEG, made of the file where it can be read here, else b"". KeyError: not there."""

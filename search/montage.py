@@ -42,9 +42,9 @@ def draw(index: Index, queries: Sequence[tuple[Image.Image, dict]], path: Path) 
         sheet.save(file, "PNG")
 
 
-def _thumbnail(index: Index, picture: int) -> Image.Image:
+def _thumbnail(index: Index, content: str) -> Image.Image:
     """A grey tile where the index has none, or the picture has just been removed."""
     try:
-        return Image.open(io.BytesIO(index.thumbnail(picture)), formats=["JPEG"]).convert("RGB")
+        return Image.open(io.BytesIO(index.thumbnail(index.find(content).id)), formats=["JPEG"]).convert("RGB")
     except (KeyError, OSError):
         return Image.new("RGB", (TILE, TILE), "#dddddd")

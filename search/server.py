@@ -43,7 +43,6 @@ MAX_PIXELS = 64_000_000
 LARGE = 25_000_000  # above what phones take
 MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
 MAX_K = 1000
-MAX_ID = 2**63 - 1
 EXAMPLES = 24  # pictures to begin with
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # A picture that is opened by itself: it may run nothing, whatever is hidden in it.
@@ -54,7 +53,7 @@ class Result(BaseModel):
     rank: int = Field(description="from 1")
     path: str
     distance: int = Field(description="bits that differ")
-    id: int = Field(description="of /thumbnail, /original and a further search")
+    id: str = Field(description="of its content: of /thumbnail, /original and a further search, in any index")
 
 
 class Answer(BaseModel):
@@ -62,11 +61,13 @@ class Answer(BaseModel):
     hash_ms: float = Field(description="decoding and hashing; 0 by id")
     search_ms: float
     searched: int = Field(description="pictures that were looked at")
+    index: str = Field(description="a name that no other index has")
+    generation: int = Field(description="of the index: grows with every change")
     results: list[Result] = Field(description="nearest first, ties in the order added")
 
 
 class Example(BaseModel):
-    id: int
+    id: str
     path: str
 
 
@@ -74,6 +75,7 @@ class Info(BaseModel):
     index: str = Field(description="a name that no other index has")
     generation: int = Field(description="grows with every change")
     pictures: int
+    newest: float | None = Field(description="when the last one was added, in seconds since 1970")
     bits: int = Field(description="of a code")
     folders: list[str]
     student: dict = Field(description="card of the exported network that hashes queries")
@@ -160,9 +162,9 @@ class Searcher:
             return str(error)
         return None
 
-    def record(self, id: int) -> Record:
+    def record(self, id: str) -> Record:
         try:
-            return self.index.record(id)
+            return self.index.find(id)
         except KeyError:
             raise HTTPException(404, f"the index has no picture {id}; it may have been removed") from None
 
@@ -175,12 +177,12 @@ class Searcher:
     def examples(self) -> list[dict]:
         """A few pictures that differ: those nearest to random codes, whatever the index is."""
         codes = np.random.RandomState(0).randint(0, 256, (3 * EXAMPLES, self.student.width)).astype(np.uint8)
-        few = {hits[0].id: hits[0].path for hits in self.index.search(codes, 1) if hits}
+        few = {hits[0].content: hits[0].path for hits in self.index.search(codes, 1) if hits}
         return [{"id": id, "path": path} for id, path in list(few.items())[:EXAMPLES]]
 
     def info(self) -> dict:
         """Computed once a state of the index, where it has a generation."""
-        state = self.index.identity, self.index.generation
+        state = self.index.identity, self.index.generation, self.index.opened
         if self.known[0] != state or not state[1]:
             self.known = state, self._info()
         return self.known[1]
@@ -191,6 +193,7 @@ class Searcher:
             "index": self.index.identity,
             "generation": self.index.generation,
             "pictures": len(self.index),
+            "newest": self.index.newest,
             "bits": self.student.bits,
             "folders": self.index.folders(),
             "student": self.student.card,
@@ -202,7 +205,7 @@ class Searcher:
         }
 
 
-Id = Annotated[int, InPath(ge=0, le=MAX_ID)]
+Id = Annotated[str, InPath(max_length=64)]
 
 
 def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
@@ -261,10 +264,15 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         code = student.code(pixels_of(BytesIO(content), name, upright=True))
         return name, code, 1000 * (time.perf_counter() - start)
 
+    def known(id: str) -> tuple[str, np.ndarray, float]:
+        with index.at_one_moment():
+            record = searcher.record(id)
+            return record.path, index.code_of(record.id), 0.0
+
     @app.post("/api/search", responses={200: {"model": Answer}})
     async def search(
         file: Annotated[UploadFile | None, File(description="the picture to search by; or give id")] = None,
-        id: Annotated[int | None, Form(ge=0, le=MAX_ID, description="of an indexed picture")] = None,
+        id: Annotated[str | None, Form(max_length=64, description="of an indexed picture")] = None,
         k: Annotated[int, Form(ge=1, le=MAX_K, description="how many of the nearest")] = 100,
         radius: Annotated[int | None, Form(ge=0, le=2**16, description="none that is farther")] = None,
         folder: Annotated[str | None, Form(max_length=4096, description="only pictures below it")] = None,
@@ -273,7 +281,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         if (file is None) == (id is None):
             raise HTTPException(422, "send a picture as file, or the id of an indexed one: one of the two")
         if file is None:
-            query = (await to_thread(searcher.record, id)).path, await to_thread(index.code_of, id), 0.0
+            query = await to_thread(known, id)
         else:
             name = (file.filename or "picture")[:200]
             content = await file.read()
@@ -293,11 +301,11 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     @app.get("/thumbnail/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def thumbnail(id: Id, request: Request) -> Response:
         """A small JPEG of an indexed picture, kept in the index."""
-        # Asked for anew each time: another index may be served here tomorrow, with other pictures of the same ids.
-        headers = {"ETag": f'"{(await to_thread(searcher.record, id)).digest}"', "Cache-Control": "private, no-cache"}
+        record = await to_thread(searcher.record, id)  # asked for anew each time: it may have been removed
+        headers = {"ETag": f'"{record.digest}"', "Cache-Control": "private, no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        if not (jpeg := await to_thread(index.thumbnail, id)):
+        if not (jpeg := await to_thread(index.thumbnail, record.id)):
             raise HTTPException(404, "it has no thumbnail")
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 

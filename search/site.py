@@ -4,7 +4,8 @@ index.html sw.js page/           the page, and what keeps it for use without a n
 data/info.json                   what is searched; names the state, VERSION, that the other files are of
 data/VERSION/model.onnx          the exported student
 data/VERSION/codes.bin           uint8 [n, w], in the order added; folders.bin: uint32 [n], places in info's folders
-data/VERSION/names-G.json        {names, sizes of thumbnails} of a group of pictures
+data/VERSION/ids.bin             8 bytes of each picture's content hash, by which addresses name it
+data/VERSION/names-G.json        {names, ids, sizes of thumbnails} of a group of pictures
 data/VERSION/thumbs-S.bin        thumbnails of a shard, end to end
 ort/                             ONNX Runtime Web, which npm has
 """
@@ -23,12 +24,13 @@ import numpy as np
 from tqdm import tqdm
 
 from models.exported import MODEL, Exported
-from search.index import Index
+from search.index import SHORT, Index
 from search.server import EXAMPLES, MAX_K, MAX_PIXELS, PAGE
 from utils.errors import UserError, first_line
 from utils.files import ASIDE, read_json, write_json, written_aside
 
 FORMAT = 1
+LATER = ("thumbs-",)  # data that not every visit needs
 GROUP, SHARD = 4096, 256  # pictures whose names are one file, and whose thumbnails are
 MAX_UPLOAD = 512 * 2**20  # bytes of a query's file, which stays in the browser
 ORT = "1.30.0"  # of onnxruntime-web
@@ -91,17 +93,20 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
     folders = index.folders()
     place = {path: n for n, path in enumerate(folders)}
     top = common(folders)
-    places = np.zeros(len(ids), "<u4")
+    places, contents = np.zeros(len(ids), "<u4"), []
     for start in tqdm(range(0, len(ids), GROUP), "writing", unit="group"):
         records = index.records(ids[start : start + GROUP].tolist())
         places[start : start + GROUP] = [place[os.path.dirname(record.path)] for record in records]
         thumbnails = [index.thumbnail(record.id) for record in records]
+        contents += [record.digest[:SHORT] for record in records]
         for at in range(0, len(records), SHARD):
             (folder / f"thumbs-{(start + at) // SHARD}.bin").write_bytes(b"".join(thumbnails[at : at + SHARD]))
         names = {"names": [shown(os.path.basename(r.path)) for r in records], "sizes": [len(t) for t in thumbnails]}
+        names["ids"] = contents[start:]
         (folder / f"names-{start // GROUP}.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
     (folder / "codes.bin").write_bytes(codes.tobytes())
     (folder / "folders.bin").write_bytes(places.tobytes())
+    (folder / "ids.bin").write_bytes(bytes.fromhex("".join(contents)))
     shutil.copyfile(student.folder / MODEL, folder / MODEL)
     below = ["" if path == top else shown(os.path.relpath(path, top)) for path in folders]
     some = np.linspace(0, len(ids) - 1, min(EXAMPLES, len(ids))).astype(int).tolist()
@@ -109,18 +114,22 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
     return {
         "format": FORMAT,
         "pictures": len(ids),
+        "newest": index.newest,
         "bits": student.bits,
         "width": student.width,
         "group": GROUP,
         "shard": SHARD,
         "student": student.card,
         "folders": below,
-        "examples": [{"id": row, "path": shown(os.path.relpath(path, top))} for row, path in examples],
+        "examples": [
+            {"id": contents[row], "row": row, "path": shown(os.path.relpath(path, top))} for row, path in examples
+        ],
         "max_upload": MAX_UPLOAD,
         "max_pixels": MAX_PIXELS,
         "max_k": MAX_K,
         "problem": None if len(ids) else "the index was empty when this site was written",
         "sizes": {name: (folder / name).stat().st_size for name in ("codes.bin", "folders.bin", MODEL)},
+        "later": sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith(LATER)),
     }
 
 
@@ -213,10 +222,10 @@ def state(folder: Path, files: dict[str, bytes], info: dict) -> str:
 
 
 def worker(out: Path, info: dict, files: dict[str, bytes]) -> bytes:
-    """sw.js with the names of the files that it keeps: names and thumbnails after the rest."""
+    """sw.js with the names of the files that it keeps: thumbnails only when a visitor wants that."""
     data = f"data/{info['version']}"
     written = sorted(f"{data}/{path.name}" for path in (out / data).iterdir())
-    later = [name for name in written if "/thumbs-" in name or "/names-" in name]
+    later = [name for name in written if name.startswith(tuple(f"{data}/{kind}" for kind in LATER))]
     ort = info["runtime"]
     elsewhere = [ort["address"] + ort[key] for key in ORT_FILES] if "://" in ort["address"] else []
     first = ["./", *files, "data/info.json", *elsewhere, *(name for name in written if name not in later)]

@@ -26,19 +26,28 @@ export function call(name, value, report) {
 export async function open(say) {
   const info = await call("open", null, (share, total) =>
     say(`Loading the network and the codes: ${Math.round(100 * share)} % of ${Math.ceil(total / 2 ** 20)} MiB`));
-  keep(say);
+  navigator.serviceWorker?.register("sw.js").catch(() => {}); // not on plain http; who forbids it can search all the same
   return info;
 }
 
-// Kept for use without a network, once all that is needed now is here.
-async function keep(say) {
-  if (!navigator.serviceWorker) return; // not on plain http
-  try {
-    await navigator.serviceWorker.register("sw.js");
-    const { active } = await navigator.serviceWorker.ready;
-    navigator.serviceWorker.addEventListener("message", ({ data }) => (document.documentElement.dataset.offline = data));
+// What lies there now, whatever is kept here.
+export const now = async () => (await fetch("data/info.json?now", { cache: "no-store" })).json();
+
+// Ends when the newer state is here as a whole.
+export async function renew() {
+  const kept = await navigator.serviceWorker?.getRegistration();
+  await kept?.update();
+  const coming = kept?.installing;
+  if (coming) await new Promise((done) => coming.addEventListener("statechange", () => ["activated", "redundant"].includes(coming.state) && done()));
+}
+
+// Names and thumbnails too, for use without a network, when a visitor wants that.
+export async function keep() {
+  const { active } = await navigator.serviceWorker.ready;
+  return new Promise((resolve) => {
+    navigator.serviceWorker.addEventListener("message", ({ data }) => resolve(data), { once: true });
     active.postMessage("keep");
-  } catch {} // a visitor who forbids it still can search
+  });
 }
 
 export const search = (question) => call("search", question);

@@ -1,5 +1,6 @@
 // The page: a question (a picture of yours, or one of the index), its answer as a grid, and the way back.
-// What answers is an engine: server.js, or browser.js on a site without a server. Both have open, search, thumbnail, original.
+// What answers is an engine: server.js, or browser.js on a site without a server. Both have open, now, search, renew,
+// thumbnail, original, and keep or null.
 
 const engine = await import(`./${document.documentElement.dataset.engine}.js`);
 const BATCH = 60; // tiles that are added at a time
@@ -27,6 +28,23 @@ function wrong(text) {
   if (text) $("status").textContent = "";
 }
 
+// Another index, or a newer state of it, may be there by now. Addresses name contents, so none shows another picture.
+function compare(now) {
+  const other = ["index", "generation", "version"].some((key) => key in now && now[key] !== info[key]);
+  const date = info.newest && new Date(1000 * info.newest).toLocaleDateString("en-GB", { day: "numeric", month: "long", year: "numeric" });
+  $("newer").firstChild.data = `${number.format(info.pictures)} pictures${date ? ` of ${date}` : ""}; newer there: `;
+  $("newer").hidden = !other;
+}
+const look = () => info && engine.now().then(compare, () => {});
+addEventListener("visibilitychange", () => document.hidden || look());
+if (engine.keep) navigator.serviceWorker?.addEventListener("controllerchange", look);
+$("newer").lastChild.addEventListener("click", async (event) => {
+  event.preventDefault();
+  $("newer").lastChild.textContent = "loading…";
+  await engine.renew().catch(() => {});
+  location.reload();
+});
+
 function describe(answer) {
   const n = answer.results.length;
   const found = n ? `${number.format(n)} nearest of ${number.format(answer.searched)} pictures` : "Nothing that near";
@@ -36,6 +54,14 @@ function describe(answer) {
 }
 
 // The grid
+
+// Thumbnails are fetched when they come near.
+const near = new IntersectionObserver((seen) => {
+  for (const { target } of seen.filter((one) => one.isIntersecting)) {
+    near.unobserve(target);
+    target.load();
+  }
+}, { rootMargin: "200px" });
 
 function tile({ id, path, distance, rank }) {
   const item = document.createElement("li");
@@ -51,8 +77,13 @@ function tile({ id, path, distance, rank }) {
   picture.alt = "";
   picture.draggable = false;
   picture.onload = () => picture.classList.add("there");
-  picture.onerror = () => (button.title = `${path}: its thumbnail can't be had`);
-  engine.thumbnail(id).then((address) => (picture.src = address), (error) => (button.title = error.message));
+  const failed = (text) => {
+    button.title = text;
+    look();
+  };
+  picture.onerror = () => failed(`${path}: its thumbnail can't be had`);
+  item.load = () => engine.thumbnail(id).then((address) => (picture.src = address), (error) => failed(error.message));
+  near.observe(item);
   button.append(picture);
   if (!known) {
     const mark = document.createElement("span");
@@ -94,6 +125,7 @@ function more(count) {
 function fill(results, count = BATCH) {
   hits = results;
   shown = 0;
+  near.disconnect();
   $("results").replaceChildren();
   more(count);
   const first = $("results").querySelector("button");
@@ -163,12 +195,14 @@ async function ask(asked, { count = BATCH, scroll = 0, focus = false } = {}) {
     document.title = `${base(name)} – search by picture`;
     fill(answer.results, Math.max(count, BATCH));
     describe(answer);
+    compare(answer);
     scrollTo(0, scroll);
     if (focus) $("results").querySelector("button")?.focus({ preventScroll: true });
   } catch (error) {
     if (signal.aborted) return;
     fill([]);
     wrong(error.message);
+    look();
   } finally {
     if (!signal.aborted) body.classList.remove("busy");
   }
@@ -222,7 +256,7 @@ function show(state) {
     start();
     return wrong("That picture was not kept when the page was closed; choose it again.");
   }
-  return words.has("id") ? ask({ id: Number(words.get("id")) }, place) : start();
+  return words.has("id") ? ask({ id: words.get("id") }, place) : start();
 }
 
 addEventListener("popstate", (event) => show(event.state));
@@ -282,7 +316,7 @@ for (const id of ["k", "radius", "folder"]) {
 
 $("results").addEventListener("click", (event) => {
   const item = event.target.closest("button")?.closest("li");
-  if (item) go({ id: Number(item.dataset.id) }, { focus: true });
+  if (item) go({ id: item.dataset.id }, { focus: true });
 });
 $("results").addEventListener("focusin", (event) => {
   const button = event.target.closest("button");
@@ -337,6 +371,14 @@ function introduce() {
   $("folder").closest("label").hidden = !options.length;
   for (const id of ["k", "radius", "folder"]) $(id).dataset.usual = $(id).value;
   $("api").hidden = engine.original(0) === null;
+  $("keep").hidden = !engine.keep || !navigator.serviceWorker;
+  $("keep").textContent = `Keep for use without a network (${Math.ceil(info.later / 2 ** 20)} MiB)`;
+  $("keep").addEventListener("click", async () => {
+    $("keep").disabled = true;
+    const kept = (document.documentElement.dataset.offline = await engine.keep());
+    $("keep").hidden = kept === "yes";
+    if (kept !== "yes") $("keep").textContent = "There was no room, or no network, for all of it";
+  });
 }
 
 try {

@@ -6,7 +6,7 @@ const name = ours + VERSION;
 
 addEventListener("install", (event) => {
   const fresh = FIRST.map((file) => new Request(file, { cache: "no-cache" }));
-  event.waitUntil(caches.open(name).then((cache) => cache.addAll(fresh)));
+  event.waitUntil(caches.open(name).then((cache) => cache.addAll(fresh)).then(() => skipWaiting())); // pages say that it is new
 });
 
 addEventListener("activate", (event) => {
@@ -17,11 +17,18 @@ addEventListener("activate", (event) => {
 addEventListener("fetch", (event) => {
   if (event.request.method !== "GET") return;
   const page = event.request.mode === "navigate";
-  event.respondWith(caches.open(name).then((cache) => cache.match(event.request, { ignoreSearch: page, ignoreVary: true }))
-    .then((kept) => kept ?? fetch(event.request)));
+  event.respondWith(caches.open(name).then(async (cache) => {
+    const kept = await cache.match(event.request, { ignoreSearch: page, ignoreVary: true });
+    if (kept) return kept;
+    const response = await fetch(event.request);
+    if (response.status === 200 && LATER.some((file) => event.request.url === registration.scope + file)) {
+      event.waitUntil(cache.put(event.request, response.clone()).catch(() => {})); // what was seen is there without a network
+    }
+    return response;
+  }));
 });
 
-// Thumbnails come afterwards, one file at a time.
+// What a visitor wants kept too, one file at a time.
 addEventListener("message", (event) => event.waitUntil((async () => {
   const cache = await caches.open(name);
   let said = "yes";

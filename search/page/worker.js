@@ -4,7 +4,9 @@ import { pixels } from "./pixels.js";
 
 const site = new URL("../", import.meta.url);
 let info, data, ort, session, words, code, folderOf;
-const groups = new Map(); // promises of {names, sizes} by number
+const groups = new Map(); // promises of {names, ids, sizes} by number
+const rows = new Map(); // of pictures that were shown, by id: a row is a place, and another state has another picture there
+let ids; // promise: of all pictures
 const thumbs = new Map(); // whole files of thumbnails
 let parts; // promise: whether the host gives parts of files
 
@@ -58,6 +60,7 @@ async function open(report) {
   code = codes;
   words = padded(codes, info.pictures, info.width);
   folderOf = new Uint32Array(folders.buffer);
+  for (const { id, row } of info.examples) rows.set(id, row);
   return info;
 }
 
@@ -142,24 +145,44 @@ async function path(row) {
   return folder ? `${folder}/${name}` : name;
 }
 
+async function idOf(row) {
+  const id = (await group(row)).ids[row % info.group];
+  rows.set(id, row);
+  return id;
+}
+
+// The place of a picture, by its content: the first of copies.
+async function rowOf(id) {
+  if (!rows.has(id) && /^[0-9a-f]{16}$/.test(id)) {
+    ids ??= get(new URL("ids.bin", data)).then((response) => response.arrayBuffer());
+    const all = new DataView(await ids.catch((error) => { ids = undefined; throw error; }));
+    const wanted = BigInt(`0x${id}`);
+    for (let row = 0; row < info.pictures; row++) {
+      if (all.getBigUint64(8 * row) === wanted) return rows.set(id, row) && row;
+    }
+  }
+  if (!rows.has(id)) throw new Error(`this site has no picture ${id}`);
+  return rows.get(id);
+}
+
 async function search({ file, id, k, radius, folder }) {
   if (!info.pictures) throw new Error("the index is empty");
-  if (!file && !(id >= 0 && id < info.pictures)) throw new Error(`this site has no picture ${id}`);
+  const asked = file ? null : await rowOf(id);
   const begun = performance.now();
   const query = new Uint8Array(4 * Math.ceil(info.width / 4));
-  query.set(file ? await hashed(file) : code.subarray(id * info.width, (id + 1) * info.width));
+  query.set(file ? await hashed(file) : code.subarray(asked * info.width, (asked + 1) * info.width));
   const ready = performance.now();
   const inside = folder && info.folders.map((name) => name === folder || name.startsWith(`${folder}/`));
-  const { searched, rows, distances } = nearest(new Uint32Array(query.buffer), words, query.length / 4, k,
+  const { searched, rows: found, distances } = nearest(new Uint32Array(query.buffer), words, query.length / 4, k,
     radius ?? Infinity, inside && ((row) => inside[folderOf[row]]));
   const done = performance.now();
   return {
-    query: file ? file.name || "picture" : await path(id),
+    query: file ? file.name || "picture" : await path(asked),
     hash_ms: file ? ready - begun : 0,
     search_ms: done - ready,
     searched,
-    results: await Promise.all(Array.from(rows, async (row, i) => (
-      { rank: i + 1, path: await path(row), distance: distances[row], id: row }))),
+    results: await Promise.all(Array.from(found, async (row, i) => (
+      { rank: i + 1, path: await path(row), distance: distances[row], id: await idOf(row) }))),
   };
 }
 
@@ -174,9 +197,10 @@ const part = (address, from, to) => get(address, { headers: { Range: `bytes=${fr
 
 // A thumbnail as a Blob.
 async function thumbnail(id) {
-  const number = Math.floor(id / info.shard);
-  const { sizes } = await group(id);
-  const [first, at] = [(number * info.shard) % info.group, id % info.group];
+  const row = await rowOf(id);
+  const number = Math.floor(row / info.shard);
+  const { sizes } = await group(row);
+  const [first, at] = [(number * info.shard) % info.group, row % info.group];
   const start = sizes.slice(first, at).reduce((sum, size) => sum + size, 0);
   const address = new URL(`thumbs-${number}.bin`, data);
   parts ??= part(address, 0, 0).then((response) => response.status === 206 && response.arrayBuffer());

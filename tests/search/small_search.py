@@ -105,9 +105,9 @@ def paste(page: Page, png: bytes | None) -> None:
     page.keyboard.press("Control+v")
 
 
-def shown(page: Page) -> list[tuple[int, int]]:
+def shown(page: Page) -> list[tuple[str, int]]:
     """(id, distance) of the tiles, once the answer is there."""
     page.wait_for_selector("body:not(.busy) .distance")
     pairs = page.evaluate("""[...document.querySelectorAll(".hit")].map((e) =>
-        [Number(e.dataset.id), Number(e.querySelector(".distance").textContent)])""")
+        [e.dataset.id, Number(e.querySelector(".distance").textContent)])""")
     return [tuple(pair) for pair in pairs]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import run_here
 from exports import write_export
-from small_search import add, as_bytes, draw
+from playwright.sync_api import expect
+from small_search import add, as_bytes, draw, opened, running
 from starlette.testclient import TestClient
 
 from models.exported import Exported
@@ -147,3 +148,38 @@ def test_a_writer_notices_that_its_index_was_replaced(student, tmp_path):
             index.remove([1])
     with Index(live) as index:
         assert len(index) == 4 and not index.faults()
+
+
+def test_a_stale_tab_shows_no_other_picture_and_says_that_there_are_newer_ones(chromium, student, tmp_path):
+    live, new = tmp_path / "live", tmp_path / "new"
+    fill(live, student, range(12))
+    fill(new, student, range(20, 44))
+    fill(new, student, [5])
+    with Index(live) as index, running(make_app(index, student)) as address, opened(chromium, address) as page:
+        shared = page.locator(".hit", has_text="0005.png").locator("button")
+        gone = page.locator(".hit", has_text="0007.png").locator("button")
+        expect(gone).to_be_visible()
+        os.replace(new, live)
+        shared.click()
+        expect(page.locator("#title")).to_have_text("0005.png")
+        expect(page.locator("#newer")).to_contain_text("12 pictures of ")
+        page.go_back()
+        gone.click()
+        expect(page.locator("#error")).to_contain_text("the index has no picture")
+        expect(page.locator(".hit")).to_have_count(0)
+        page.go_back()
+        page.locator("#newer a").click()
+        expect(page.locator("#about")).to_contain_text("25 pictures")
+        expect(page.locator("#newer")).to_be_hidden()
+        with Index(live, write=True) as writer:  # and what is only added to
+            add(writer, student, tmp_path / "pictures of live")
+        page.locator(".hit button").first.click()
+        expect(page.locator("#newer")).to_contain_text("25 pictures of ")
+
+
+def test_looking_again_at_what_has_not_changed_is_no_newer_state(student, tmp_path):
+    fill(tmp_path / "live", student, range(3))
+    with Index(tmp_path / "live", write=True) as index:
+        before = index.generation
+        add(index, student, tmp_path / "pictures of live")
+        assert index.generation == before
