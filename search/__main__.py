@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data.decode import pixels_of
 from data.tree import EXCLUDED, counted
 from models.exported import Exported
-from search import adding, asking, engines, montage
+from search import adding, asking, copies, engines, montage
 from search.engines import open_index
 from search.index import Filters, Index
 from search.index import named as called
@@ -115,6 +115,9 @@ def parse() -> argparse.Namespace:
         "--ort", metavar="FOLDER", help="ONNX Runtime Web's files, or the address of some (default: npm gets them)"
     )
     options.add_argument("--cache-dir", type=Path, default=Path("cache"), help="where those that npm gets are kept")
+
+    options = command(duplicates)
+    options.add_argument("--out", type=Path, default=Path("duplicates.csv"), metavar="FILE.csv", help="the list")
 
     options = command(info)
     options.add_argument("--json", action="store_true", help="print JSON")
@@ -224,8 +227,8 @@ def query(args) -> None:
         for path in map(os.fspath, args.pictures):
             if path.startswith(("http:/", "https:/", "s3:/")):
                 raise UserError(f"{path}: queries are files of this machine; download it first")
-        asked = [(os.fspath(path), *asking.hashed(model, path)) for path in args.pictures]
-        answers = asking.answers(index, asked, args.k, args.radius, where, args.unique)
+        asked, looks = zip(*(asking.hashed(model, path, os.fspath(path)) for path in args.pictures), strict=True)
+        answers = asking.answers(index, asked, args.k, args.radius, where, args.unique, looks)
         if args.montage:
             pictures = (Image.fromarray(pixels_of(path, upright=True)) for path in args.pictures)
             montage.draw(index, list(zip(pictures, answers, strict=True)), args.montage)
@@ -238,7 +241,8 @@ def query(args) -> None:
             f"{answer['hash_ms']:.1f} ms, searched in {answer['search_ms']:.1f} ms"
         )
         for hit in answer["results"]:
-            print(printable(f"{hit['rank']:5} {hit['distance']:4} bits  {hit['path']}"))
+            same = "  (likely the same picture)" if hit["id"] in answer["likely_same"] else ""
+            print(printable(f"{hit['rank']:5} {hit['distance']:4} bits  {hit['path']}{same}"))
 
 
 def say_recall(index, lists: int | None) -> None:
@@ -269,6 +273,18 @@ def site(args) -> None:
         f"{args.out}: {facts['pictures']:,} pictures, {size / 2**20:.1f} MiB; names, folders and thumbnails are open "
         f"to whoever sees it. To try it: python -m http.server --bind 127.0.0.1 --directory {args.out} 8001"
     )
+
+
+def duplicates(args) -> None:
+    """List pictures that are there more than once, and which to keep; nothing is deleted."""
+    with open_index(args.index) as index:
+        groups = copies.duplicates(index)
+    copies.write_list(groups, args.out)
+    for kind, of_kind in ((kind, [g for g in groups if g.kind == kind]) for kind in (copies.SAME, copies.NEAR)):
+        spare = [picture for group in of_kind for picture in group.pictures[1:]]
+        size = sum(picture.size for picture in spare) / 2**20
+        print(f"{kind}: {len(of_kind):,} groups, {len(spare):,} pictures beside those to keep, {size:,.1f} MiB")
+    print(f"{args.out}: the list; look at near copies before you delete any")
 
 
 def info(args) -> None:

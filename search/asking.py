@@ -1,13 +1,16 @@
 """Asking an index with pictures: by which exported model, and the answer as plain values, the same for every client."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from data.decode import pixels_of
 from models.exported import Exported, may_ask
+from search.copies import LOOKED, alike, look_at, look_of
 from search.index import Filters, Hit, Index
 from utils.errors import UserError
 
@@ -39,11 +42,12 @@ def model_of(index: Index, student: Path | None = None) -> Exported:
     return model
 
 
-def hashed(model: Exported, file: Path | BinaryIO, name: str | None = None) -> tuple[np.ndarray, float]:
-    """(code uint8 [w], milliseconds that reading and hashing took). UserError: no readable picture."""
+def hashed(model: Exported, file: Path | BinaryIO, name: str) -> tuple[tuple[str, np.ndarray, float], np.ndarray]:
+    """((name, code uint8 [w], milliseconds that reading and hashing took), look). UserError: no readable picture."""
     start = time.perf_counter()
-    code = model.code(pixels_of(file, name, upright=True))
-    return code, 1000 * (time.perf_counter() - start)
+    pixels = pixels_of(file, name, upright=True)
+    code = model.code(pixels)
+    return (name, code, 1000 * (time.perf_counter() - start)), look_at(Image.fromarray(pixels))
 
 
 def answers(
@@ -53,11 +57,13 @@ def answers(
     radius: int | None = None,
     where: Filters = Filters(),
     unique: bool = False,
+    looks: Sequence[np.ndarray | None] = (),
 ) -> list[dict]:
     """What ``python -m search query --json`` prints: one object a query; several share the time of one search evenly.
 
     Args:
         queries: (name, code, milliseconds that hashing took) of each.
+        looks: of each, if it is to be said which of the nearest are likely the same picture: see ``search.copies``.
     """
     start = time.perf_counter()
     found = index.search(np.stack([code for _, code, _ in queries]), k, radius, where, unique)
@@ -71,9 +77,12 @@ def answers(
             "searched": searched,
             "index": index.identity,
             "generation": index.generation,
+            "likely_same": [hit.content for hit in hits[:LOOKED] if alike(look, look_of(index, hit.id))]
+            if looks
+            else [],
             "results": [result(rank, hit) for rank, hit in enumerate(hits, 1)],
         }
-        for (name, _, hash_ms), hits in zip(queries, found, strict=True)
+        for (name, _, hash_ms), hits, look in zip(queries, found, looks or [None] * len(queries), strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ import ipaddress
 import os
 import socket
 import stat
-import time
+import threading
 import warnings
 from asyncio import to_thread
 from collections.abc import Callable, Collection
@@ -30,12 +30,13 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.formparsers import MultiPartParser
 
-from data.decode import FORMATS, HEAD, format_of, opened, pixels_of
+from data.decode import FORMATS, HEAD, format_of, opened
 from data.tree import time_of
 from models.exported import Exported, may_ask
-from search.asking import answers
+from search.asking import answers, hashed
+from search.copies import duplicates, look_of
 from search.guard import MAX_BODY, MAX_UPLOAD, TOO_LARGE, Ascii, Guard, failure
-from search.index import Filters, Index, Record
+from search.index import SHORT, Filters, Index, Record
 from utils.errors import UserError, first_line
 
 PAGE = Path(__file__).parent / "page"
@@ -43,6 +44,7 @@ MAX_PIXELS = 64_000_000
 LARGE = 25_000_000  # above what phones take
 MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
 MAX_K = 1000
+MAX_GROUPS = 1000  # of copies
 EXAMPLES = 24  # pictures to begin with
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # A picture that is opened by itself: it may run nothing, whatever is hidden in it.
@@ -63,6 +65,7 @@ class Answer(BaseModel):
     searched: int = Field(description="pictures that were looked at")
     index: str = Field(description="a name that no other index has")
     generation: int = Field(description="of the index: grows with every change")
+    likely_same: list[str] = Field(description="ids of the results that are likely the same picture, edited or not")
     results: list[Result] = Field(description="nearest first, ties in the order added")
 
 
@@ -84,6 +87,17 @@ class Info(BaseModel):
     max_pixels: int
     max_k: int
     problem: str | None = Field(description="why no query can be answered now")
+
+
+class Copy(BaseModel):
+    id: str
+    path: str
+    bytes: int
+
+
+class Group(BaseModel):
+    kind: str = Field(description="same bytes, or near copies")
+    pictures: list[Copy] = Field(description="the one to keep first: the largest file, of these the oldest picture")
 
 
 class Failure(BaseModel):
@@ -151,6 +165,8 @@ class Searcher:
     def __init__(self, index: Index, student: Exported):
         self.index, self.student = index, student
         self.known: tuple[object, dict] = None, {}
+        self.groups: tuple[object, list] = None, []
+        self.comparing = threading.Lock()
 
     def problem(self) -> str | None:
         """Why no query can be answered now."""
@@ -168,11 +184,30 @@ class Searcher:
         except KeyError:
             raise HTTPException(404, f"the index has no picture {id}; it may have been removed") from None
 
-    def search(self, query: tuple[str, np.ndarray, float], k: int, radius: int | None, folder: str | None) -> dict:
+    def search(self, query: tuple, look: np.ndarray | None, k: int, radius: int | None, folder: str | None) -> dict:
         """The answer to (name, code uint8 [w], milliseconds of its hashing)."""
         if problem := self.problem():
             raise HTTPException(409, problem)
-        return answers(self.index, [query], k, radius, Filters(folder=folder or None))[0]
+        return answers(self.index, [query], k, radius, Filters(folder=folder or None), looks=[look])[0]
+
+    def copies(self) -> list[dict]:
+        """Groups of copies, computed once a state of the index."""
+        with self.comparing:
+            if self.groups[0] != (state := self.state()) or not self.index.generation:
+                self.groups = (
+                    state,
+                    [
+                        {
+                            "kind": g.kind,
+                            "pictures": [{"id": p.digest[:SHORT], "path": p.path, "bytes": p.size} for p in g.pictures],
+                        }
+                        for g in duplicates(self.index)[:MAX_GROUPS]
+                    ],
+                )
+            return self.groups[1]
+
+    def state(self) -> tuple:
+        return self.index.identity, self.index.generation, self.index.opened
 
     def examples(self) -> list[dict]:
         """A few pictures that differ: those nearest to random codes, whatever the index is."""
@@ -182,7 +217,7 @@ class Searcher:
 
     def info(self) -> dict:
         """Computed once a state of the index, where it has a generation."""
-        state = self.index.identity, self.index.generation, self.index.opened
+        state = self.state()
         if self.known[0] != state or not state[1]:
             self.known = state, self._info()
         return self.known[1]
@@ -259,15 +294,13 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
     async def broken(_, error: Exception) -> Response:
         return failure(500, f"the server failed ({type(error).__name__}); its log says how")
 
-    def hashed(content: bytes, name: str) -> tuple[str, np.ndarray, float]:
-        start = time.perf_counter()
-        code = student.code(pixels_of(BytesIO(content), name, upright=True))
-        return name, code, 1000 * (time.perf_counter() - start)
+    def by_file(content: bytes, name: str) -> tuple[tuple, np.ndarray | None]:
+        return hashed(student, BytesIO(content), name)
 
-    def known(id: str) -> tuple[str, np.ndarray, float]:
+    def by_id(id: str) -> tuple[tuple, np.ndarray | None]:
         with index.at_one_moment():
             record = searcher.record(id)
-            return record.path, index.code_of(record.id), 0.0
+            return (record.path, index.code_of(record.id), 0.0), look_of(index, record.id)
 
     @app.post("/api/search", responses={200: {"model": Answer}})
     async def search(
@@ -281,7 +314,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         if (file is None) == (id is None):
             raise HTTPException(422, "send a picture as file, or the id of an indexed one: one of the two")
         if file is None:
-            query = await to_thread(known, id)
+            query = await to_thread(by_id, id)
         else:
             name = (file.filename or "picture")[:200]
             content = await file.read()
@@ -290,13 +323,18 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
             if len(content) > MAX_UPLOAD:
                 raise HTTPException(413, f"{name}: {TOO_LARGE}")
             pixels = await on(hashing, readable, count_pixels, content, name)
-            query = await on(large if pixels > LARGE else hashing, readable, hashed, content, name)
-        return Ascii(await on(searching, searcher.search, query, k, radius, folder))
+            query = await on(large if pixels > LARGE else hashing, readable, by_file, content, name)
+        return Ascii(await on(searching, searcher.search, *query, k, radius, folder))
 
     @app.get("/api/info", responses={200: {"model": Info}})
     async def info() -> Ascii:
         """What is searched, by which network, and what a query may be."""
         return Ascii(await on(searching, searcher.info))
+
+    @app.get("/api/duplicates", responses={200: {"model": list[Group]}})
+    async def copies() -> Ascii:
+        """Pictures that are there more than once."""
+        return Ascii(await on(large, searcher.copies))
 
     @app.get("/thumbnail/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def thumbnail(id: Id, request: Request) -> Response:

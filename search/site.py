@@ -5,6 +5,7 @@ data/info.json                   what is searched; names the state, VERSION, tha
 data/VERSION/model.onnx          the exported student
 data/VERSION/codes.bin           uint8 [n, w], in the order added; folders.bin: uint32 [n], places in info's folders
 data/VERSION/ids.bin             8 bytes of each picture's content hash, by which addresses name it
+data/VERSION/looks.bin           8 bytes each of what a second look sees, zeros where there is no thumbnail
 data/VERSION/names-G.json        {names, ids, sizes of thumbnails} of a group of pictures
 data/VERSION/thumbs-S.bin        thumbnails of a shard, end to end
 ort/                             ONNX Runtime Web, which npm has
@@ -24,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from models.exported import MODEL, Exported
+from search.copies import ALIKE, LOOKED, LOW, look_of
 from search.index import SHORT, Index
 from search.server import EXAMPLES, MAX_K, MAX_PIXELS, PAGE
 from utils.errors import UserError, first_line
@@ -93,12 +95,13 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
     folders = index.folders()
     place = {path: n for n, path in enumerate(folders)}
     top = common(folders)
-    places, contents = np.zeros(len(ids), "<u4"), []
+    places, contents, looks = np.zeros(len(ids), "<u4"), [], []
     for start in tqdm(range(0, len(ids), GROUP), "writing", unit="group"):
         records = index.records(ids[start : start + GROUP].tolist())
         places[start : start + GROUP] = [place[os.path.dirname(record.path)] for record in records]
         thumbnails = [index.thumbnail(record.id) for record in records]
         contents += [record.digest[:SHORT] for record in records]
+        looks += [bytes(LOW) if (look := look_of(index, record.id)) is None else look.tobytes() for record in records]
         for at in range(0, len(records), SHARD):
             (folder / f"thumbs-{(start + at) // SHARD}.bin").write_bytes(b"".join(thumbnails[at : at + SHARD]))
         names = {"names": [shown(os.path.basename(r.path)) for r in records], "sizes": [len(t) for t in thumbnails]}
@@ -106,6 +109,7 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
         (folder / f"names-{start // GROUP}.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
     (folder / "codes.bin").write_bytes(codes.tobytes())
     (folder / "folders.bin").write_bytes(places.tobytes())
+    (folder / "looks.bin").write_bytes(b"".join(looks))
     (folder / "ids.bin").write_bytes(bytes.fromhex("".join(contents)))
     shutil.copyfile(student.folder / MODEL, folder / MODEL)
     below = ["" if path == top else shown(os.path.relpath(path, top)) for path in folders]
@@ -127,6 +131,8 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
         "max_upload": MAX_UPLOAD,
         "max_pixels": MAX_PIXELS,
         "max_k": MAX_K,
+        "looked": LOOKED,
+        "alike": ALIKE,
         "problem": None if len(ids) else "the index was empty when this site was written",
         "sizes": {name: (folder / name).stat().st_size for name in ("codes.bin", "folders.bin", MODEL)},
         "later": sum(file.stat().st_size for file in folder.iterdir() if file.name.startswith(LATER)),

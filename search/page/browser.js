@@ -41,7 +41,8 @@ export async function renew() {
   if (coming) await new Promise((done) => coming.addEventListener("statechange", () => ["activated", "redundant"].includes(coming.state) && done()));
 }
 
-// Names and thumbnails too, for use without a network, when a visitor wants that.
+export const duplicates = null; // python -m search duplicates lists them
+// Thumbnails too, for use without a network, when a visitor wants that.
 export async function keep() {
   const { active } = await navigator.serviceWorker.ready;
   return new Promise((resolve) => {

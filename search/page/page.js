@@ -1,6 +1,6 @@
 // The page: a question (a picture of yours, or one of the index), its answer as a grid, and the way back.
 // What answers is an engine: server.js, or browser.js on a site without a server. Both have open, now, search, renew,
-// thumbnail, original, and keep or null.
+// thumbnail, original; duplicates and keep or null.
 
 const engine = await import(`./${document.documentElement.dataset.engine}.js`);
 const BATCH = 60; // tiles that are added at a time
@@ -63,8 +63,13 @@ const near = new IntersectionObserver((seen) => {
   }
 }, { rootMargin: "200px" });
 
-function tile({ id, path, distance, rank }) {
+function tile({ id, path, distance, rank, same, heading }) {
   const item = document.createElement("li");
+  if (heading) {
+    item.className = "heading";
+    item.textContent = heading;
+    return item;
+  }
   const button = document.createElement("button");
   const picture = document.createElement("img");
   item.className = "hit";
@@ -73,7 +78,7 @@ function tile({ id, path, distance, rank }) {
   button.tabIndex = -1;
   button.title = path;
   const known = distance === undefined;
-  button.setAttribute("aria-label", known ? `Search by ${base(path)}` : `${rank}: ${base(path)}, ${distance} of ${info.bits} bits differ. Search by it`);
+  button.setAttribute("aria-label", known ? `Search by ${base(path)}` : `${rank}: ${base(path)}, ${distance} of ${info.bits} bits differ${same ? ", likely the same picture" : ""}. Search by it`);
   picture.alt = "";
   picture.draggable = false;
   picture.onload = () => picture.classList.add("there");
@@ -87,9 +92,9 @@ function tile({ id, path, distance, rank }) {
   button.append(picture);
   if (!known) {
     const mark = document.createElement("span");
-    mark.className = distance ? "distance" : "distance same";
-    mark.textContent = distance;
-    mark.title = `${distance} of ${info.bits} bits differ`;
+    mark.className = distance && !same ? "distance" : "distance same";
+    mark.textContent = same ? `${distance} · same picture` : distance;
+    mark.title = `${distance} of ${info.bits} bits differ${same ? "; likely the same picture" : ""}`;
     button.append(mark);
   }
   item.append(button);
@@ -178,7 +183,7 @@ async function ask(asked, { count = BATCH, scroll = 0, focus = false } = {}) {
   asking = new AbortController();
   const { signal } = asking;
   question = asked;
-  wrong("");
+  wrong($("note").textContent = "");
   body.dataset.state = "asked";
   body.classList.add("busy");
   $("title").textContent = asked.file ? asked.file.name || "Your picture" : "";
@@ -193,8 +198,10 @@ async function ask(asked, { count = BATCH, scroll = 0, focus = false } = {}) {
     $("title").textContent = base(name);
     $("title").title = name;
     document.title = `${base(name)} – search by picture`;
-    fill(answer.results, Math.max(count, BATCH));
+    const same = new Set(answer.likely_same);
+    fill(answer.results.map((hit) => ({ ...hit, same: same.has(hit.id) })), Math.max(count, BATCH));
     describe(answer);
+    $("note").textContent = answer.note ?? "";
     compare(answer);
     scrollTo(0, scroll);
     if (focus) $("results").querySelector("button")?.focus({ preventScroll: true });
@@ -241,10 +248,34 @@ function start() {
   $("title").title = "";
   $("hint").textContent = "Drop one anywhere on this page, paste it, or";
   $("picture").hidden = $("open").hidden = true;
+  $("note").textContent = "";
   wrong(info.problem || "");
   fill(info.problem ? [] : info.examples);
   $("status").textContent = info.problem || !info.examples.length ? "" : "Or begin with one of these:";
   scrollTo(0, 0);
+}
+
+// Pictures that are there more than once, the one to keep first.
+async function copies() {
+  start();
+  body.dataset.state = "copies";
+  body.classList.add("busy");
+  $("status").textContent = "Comparing all pictures…";
+  try {
+    const groups = await engine.duplicates();
+    if (body.dataset.state !== "copies") return;
+    const mib = (pictures) => (pictures.reduce((sum, { bytes }) => sum + bytes, 0) / 2 ** 20).toFixed(1);
+    fill(groups.flatMap(({ kind, pictures }) => [
+      { heading: `${pictures.length} ${kind === "same bytes" ? "of the same bytes" : "near copies: look before you delete any"}; keep the first, ${mib(pictures.slice(1))} MiB beside it` },
+      ...pictures]));
+    $("status").textContent = groups.length
+      ? `${number.format(groups.length)} groups. Nothing is deleted here; python -m search duplicates writes the list.` : "No picture is there more than once.";
+  } catch (error) {
+    fill([]);
+    wrong(error.message);
+  } finally {
+    body.classList.remove("busy");
+  }
 }
 
 function show(state) {
@@ -256,6 +287,7 @@ function show(state) {
     start();
     return wrong("That picture was not kept when the page was closed; choose it again.");
   }
+  if (words.has("duplicates") && engine.duplicates) return copies();
   return words.has("id") ? ask({ id: words.get("id") }, place) : start();
 }
 
@@ -335,7 +367,7 @@ $("results").addEventListener("keydown", (event) => {
   if (event.key in steps) {
     event.preventDefault();
     const to = items[at + steps[event.key]];
-    if (to) to.querySelector("button").focus();
+    to?.querySelector("button")?.focus();
   } else if (event.key === "o") {
     items[at].querySelector("a")?.click();
   }
@@ -371,6 +403,13 @@ function introduce() {
   $("folder").closest("label").hidden = !options.length;
   for (const id of ["k", "radius", "folder"]) $(id).dataset.usual = $(id).value;
   $("api").hidden = engine.original(0) === null;
+  $("copies").hidden = !engine.duplicates;
+  $("copies").addEventListener("click", (event) => {
+    event.preventDefault();
+    keep();
+    history.pushState(null, "", "?duplicates");
+    show(null);
+  });
   $("keep").hidden = !engine.keep || !navigator.serviceWorker;
   $("keep").textContent = `Keep for use without a network (${Math.ceil(info.later / 2 ** 20)} MiB)`;
   $("keep").addEventListener("click", async () => {

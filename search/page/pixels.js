@@ -93,6 +93,16 @@ function check(width, height, max) {
   }
 }
 
+// Whether this browser gives the pixels of a picture as they are, tried on known ones: privacy modes add noise.
+let honest;
+export const faithful = () => (honest ??= (async () => {
+  const known = new ImageData(64, 64);
+  known.data.forEach((_, i, data) => (data[i] = i % 4 === 3 ? 255 : Math.imul(i, 2654435761) >>> 24));
+  const context = new OffscreenCanvas(64, 64).getContext("2d", { willReadFrequently: true });
+  context.drawImage(await createImageBitmap(known), 0, 0);
+  return context.getImageData(0, 0, 64, 64).data.every((value, i) => value === known.data[i]);
+})());
+
 async function decoded(bytes, max) {
   const bitmap = await createImageBitmap(new Blob([bytes]), { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   try {
@@ -119,6 +129,26 @@ async function decoded(bytes, max) {
   } finally {
     bitmap.close();
   }
+}
+
+// What a second look sees of a picture, as look_at of search/copies.py: the low frequencies of 32 x 32 gray pixels.
+export function look({ width, height, rgb }) {
+  const small = new Float64Array(32 * 32);
+  for (let y = 0, at = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, at += 3) {
+      const gray = 0.299 * rgb[at] + 0.587 * rgb[at + 1] + 0.114 * rgb[at + 2];
+      for (let v = Math.floor((y * 32) / height); v * height < (y + 1) * 32; v++) {
+        const part = Math.min((v + 1) * height, (y + 1) * 32) - Math.max(v * height, y * 32);
+        for (let u = Math.floor((x * 32) / width); u * width < (x + 1) * 32; u++) {
+          small[32 * v + u] += gray * part * (Math.min((u + 1) * width, (x + 1) * 32) - Math.max(u * width, x * 32));
+        }
+      }
+    }
+  }
+  const wave = (frequency, at) => Math.cos((Math.PI * frequency * (2 * at + 1)) / 64);
+  const low = Array.from({ length: 64 }, (_, n) => small.reduce((sum, value, at) => sum + value * wave(n >> 3, at >> 5) * wave(n & 7, at & 31), 0));
+  const median = low.slice(1).sort((a, b) => a - b)[31];
+  return Uint8Array.from({ length: 8 }, (_, byte) => low.slice(8 * byte, 8 * byte + 8).reduce((all, value, i) => 2 * all + (byte + i > 0 && value > median), 0));
 }
 
 // {width, height, rgb} of a file; max: pixels that are allowed.

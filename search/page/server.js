@@ -16,6 +16,7 @@ async function asked(address, options) {
 export const open = () => asked("api/info");
 export const now = open;
 export const keep = null;
+export const duplicates = () => asked("api/duplicates");
 export const renew = async () => {};
 
 export function search({ file, id, k, radius, folder }, signal) {

@@ -1,11 +1,14 @@
 // The engine of a site without a server, in a thread of its own: it decodes, hashes and scans.
 
-import { pixels } from "./pixels.js";
+import { faithful, look, pixels } from "./pixels.js";
 
 const site = new URL("../", import.meta.url);
 let info, data, ort, session, words, code, folderOf;
+const NOISE = "This browser changes the pixels of pictures that a page reads, as some privacy settings do: what is found may be wrong. "
+  + "Let this site read them (canvas data), or use another browser.";
 const groups = new Map(); // promises of {names, ids, sizes} by number
 const rows = new Map(); // of pictures that were shown, by id: a row is a place, and another state has another picture there
+let looks; // promise: of all pictures
 let ids; // promise: of all pictures
 const thumbs = new Map(); // whole files of thumbnails
 let parts; // promise: whether the host gives parts of files
@@ -115,13 +118,17 @@ export function nearest(query, database, width, k, radius, allowed) {
   return { searched, rows, distances };
 }
 
-async function hashed(file) {
-  let picture;
+async function read(file) {
   try {
-    picture = await pixels(file, info.max_pixels);
+    return await pixels(file, info.max_pixels);
   } catch (error) {
     throw new Error(`${file.name || "picture"}: ${error.message}`);
   }
+}
+
+const hashed = async (file) => codeOf(await read(file));
+
+async function codeOf(picture) {
   const image = new ort.Tensor("uint8", picture.rgb, [picture.height, picture.width, 3]);
   const { code } = await session.run({ image }, ["code"]);
   const bytes = code.data.slice();
@@ -165,22 +172,36 @@ async function rowOf(id) {
   return rows.get(id);
 }
 
+// Which of these rows are likely the same picture.
+async function likely(seen, row, found) {
+  looks ??= get(new URL("looks.bin", data)).then((response) => response.arrayBuffer());
+  const all = new Uint8Array(await looks.catch((error) => { looks = undefined; throw error; }));
+  const of = (row) => all.subarray(8 * row, 8 * row + 8);
+  const mine = seen ?? of(row);
+  const apart = (other) => of(other).reduce((sum, byte, i) => sum + bits(byte ^ mine[i]), 0);
+  return [...found].slice(0, info.looked).filter((other) => of(other).some(Boolean) && apart(other) <= info.alike);
+}
+
 async function search({ file, id, k, radius, folder }) {
   if (!info.pictures) throw new Error("the index is empty");
   const asked = file ? null : await rowOf(id);
   const begun = performance.now();
   const query = new Uint8Array(4 * Math.ceil(info.width / 4));
-  query.set(file ? await hashed(file) : code.subarray(asked * info.width, (asked + 1) * info.width));
+  const picture = file && (await read(file));
+  query.set(file ? await codeOf(picture) : code.subarray(asked * info.width, (asked + 1) * info.width));
   const ready = performance.now();
   const inside = folder && info.folders.map((name) => name === folder || name.startsWith(`${folder}/`));
   const { searched, rows: found, distances } = nearest(new Uint32Array(query.buffer), words, query.length / 4, k,
     radius ?? Infinity, inside && ((row) => inside[folderOf[row]]));
   const done = performance.now();
+  const same = await likely(file && look(picture), asked, found);
   return {
+    ...(file && !(await faithful()) && { note: NOISE }),
     query: file ? file.name || "picture" : await path(asked),
     hash_ms: file ? ready - begun : 0,
     search_ms: done - ready,
     searched,
+    likely_same: await Promise.all(same.map(idOf)),
     results: await Promise.all(Array.from(found, async (row, i) => (
       { rank: i + 1, path: await path(row), distance: distances[row], id: await idOf(row) }))),
   };

@@ -30,6 +30,7 @@ from data.decode import pixels_of
 from models.exported import Exported
 from search import adding, site
 from search.asking import answers
+from search.copies import look_at
 from search.index import Filters, Index
 from search.server import make_app
 from utils.errors import UserError
@@ -141,7 +142,8 @@ def test_the_browser_finds_what_the_index_finds(page, made, tmp_path):
         folder = str(made[1].parent / "pictures/b")
         hits = index.search(code, 40, 27, Filters(folder=folder))[0]
         assert len(hits) > 0 and shown(page) == row_of(hits)
-        answer = answers(index, [("mine.png", code[0], 1.0)], 40, 27, Filters(folder=folder))[0]
+        looks = [look_at(draw(1000, (400, 300)))]
+        answer = answers(index, [("mine.png", code[0], 1.0)], 40, 27, Filters(folder=folder), looks=looks)[0]
     by_page = page.evaluate(
         """async (bytes) => (await import("./page/browser.js")).call("search",
             { file: new File([new Uint8Array(bytes)], "mine.png"), k: 40, radius: 27, folder: "b" })""",
@@ -257,6 +259,44 @@ def test_a_host_that_gives_parts_is_asked_for_them(chromium, host):
         assert few < 20 and len(thumbs) == few + 1 and all("bytes=" in path for path in thumbs)  # those in sight
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         expect(page.locator(".hit img.there").nth(few)).to_be_visible()
+
+
+def test_the_browser_looks_again_as_python_does(page, made):
+    of = """async ([width, height, rgb]) => [...(await import("./page/pixels.js")).look({ width, height, rgb })]"""
+    for size in ((64, 48), (31, 33), (200, 97)):
+        image = draw(size[0], size)
+        there = np.array(page.evaluate(of, [*size, np.asarray(image).ravel().tolist()]), np.uint8)
+        assert np.bitwise_count(there ^ look_at(image)).sum() <= 2  # Pillow rounds gray
+    edited = draw(30).resize((90, 70))
+    page.set_input_files(
+        "#choose", files=[{"name": "e.jpg", "mimeType": "", "buffer": as_bytes(edited, "JPEG", quality=50)}]
+    )
+    expect(page.locator(".hit", has_text="picture0030.jpg")).to_contain_text("same picture")
+    expect(page.locator(".distance", has_text="same picture")).to_have_count(1)
+
+
+def test_a_browser_that_adds_noise_to_pixels_is_noticed(chromium, host):
+    noise = """const read = OffscreenCanvasRenderingContext2D.prototype.getImageData;
+        OffscreenCanvasRenderingContext2D.prototype.getImageData = function (...where) {
+            const found = read.apply(this, where);
+            found.data[4] ^= 1;
+            return found;
+        };"""
+    script = noise + (ROOT / "search/page/pixels.js").read_text()
+    upload = {"name": "a.png", "mimeType": "image/png", "buffer": as_bytes(draw(1))}
+    for noisy in (False, True):
+        with chromium.new_context(service_workers="block") as context:
+            if noisy:
+                context.route("**/pixels.js", lambda route: route.fulfill(body=script, content_type="text/javascript"))
+            page = context.new_page()
+            page.goto(host[0])
+            page.wait_for_selector("body[data-state=start]")
+            page.set_input_files("#choose", files=[upload])
+            expect(page.locator(".distance").first).to_be_visible()
+            expect(page.locator("#note")).to_contain_text("privacy settings" if noisy else "")
+            assert (page.locator("#note").inner_text() != "") == noisy
+            page.go_back()
+            expect(page.locator("#note")).to_have_text("")
 
 
 def test_a_site_that_was_written_anew_is_noticed(chromium, made, ort, tmp_path):
