@@ -87,8 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--students", type=Path, nargs="+", required=True)
-    parser.add_argument("--database", type=int, default=4000)
-    parser.add_argument("--queries", type=int, default=2000, help="photographs that are edited; half are not there")
+    parser.add_argument("--database", type=int, default=3000)
+    parser.add_argument("--queries", type=int, default=1000, help="photographs that are edited; half are not there")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "search_copies.json")
     args = parser.parse_args()
     n, half, paths = args.database, args.queries // 2, images_below([args.photos]).paths

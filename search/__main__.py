@@ -280,11 +280,10 @@ def duplicates(args) -> None:
     with open_index(args.index) as index:
         groups = copies.duplicates(index)
     copies.write_list(groups, args.out)
-    for kind, of_kind in ((kind, [g for g in groups if g.kind == kind]) for kind in (copies.SAME, copies.NEAR)):
-        spare = [picture for group in of_kind for picture in group.pictures[1:]]
-        size = sum(picture.size for picture in spare) / 2**20
-        print(f"{kind}: {len(of_kind):,} groups, {len(spare):,} pictures beside those to keep, {size:,.1f} MiB")
-    print(f"{args.out}: the list; look at near copies before you delete any")
+    for kind in (copies.SAME, copies.NEAR):
+        spare = [picture.size for group in groups for picture in group.pictures[1:] if group.kind(picture) == kind]
+        print(f"{kind} as one to keep: {len(spare):,} pictures, {sum(spare) / 2**20:,.1f} MiB")
+    print(f"{args.out}: {len(groups):,} groups; nothing was deleted. Look at near copies before you delete any")
 
 
 def info(args) -> None:

@@ -23,7 +23,7 @@ GRAY, LOW = 32, 8  # pixels a side that are looked at; frequencies
 ALIKE = 10  # bits of a look that differ, at most: of 2,000 edited photographs none was taken for another
 LOOKED = 100  # of the nearest
 NEIGHBOURS, PART = 32, 1024  # of each picture that may be copies; pictures at a time
-SAME, NEAR = "same bytes", "near copies"
+SAME, NEAR = "same bytes", "near copy"
 WAVES = np.cos(np.pi * np.outer(np.arange(LOW), 2 * np.arange(GRAY) + 1) / (2 * GRAY))
 
 
@@ -31,8 +31,11 @@ WAVES = np.cos(np.pi * np.outer(np.arange(LOW), 2 * np.arange(GRAY) + 1) / (2 * 
 class Group:
     """Pictures that are one: the one to keep first (the largest file, of these the oldest)."""
 
-    kind: str
     pictures: list[Record]
+
+    def kind(self, picture: Record) -> str:
+        """How it is like the one to keep."""
+        return SAME if picture.digest == self.pictures[0].digest else NEAR
 
 
 def look_at(image: Image.Image) -> np.ndarray:
@@ -64,7 +67,7 @@ def alike(look: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def duplicates(index: Index) -> list[Group]:
-    """All groups, those of the same bytes first, else in the order added."""
+    """All groups, in the order added."""
     ids, codes = index.codes()
     digests = np.empty(len(ids), "V32")
     for part in parts(len(ids), "comparing bytes"):
@@ -80,13 +83,8 @@ def duplicates(index: Index) -> list[Group]:
     label = connected(len(first), one[same], two[same])[group]
     order = np.argsort(label, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(label[order])) + 1) if len(order) else []
-    found = [grouped(index.records(ids[rows].tolist())) for rows in groups if len(rows) > 1]
-    return sorted(found, key=lambda group: group.kind != SAME)
-
-
-def grouped(records: list[Record]) -> Group:
-    best = sorted(records, key=lambda record: (-record.size, record.taken, record.id))
-    return Group(SAME if len({record.digest for record in records}) == 1 else NEAR, best)
+    several = (index.records(ids[rows].tolist()) for rows in groups if len(rows) > 1)
+    return [Group(sorted(records, key=lambda one: (-one.size, one.taken, one.id))) for records in several]
 
 
 def near(codes: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
@@ -119,10 +117,10 @@ def parts(n: int, what: str) -> Iterator[slice]:
 
 def write_list(groups: list[Group], file: Path) -> None:
     rows = csv.writer(text := io.StringIO())
-    rows.writerow(["group", "copies", "suggestion", "path", "bytes"])
+    rows.writerow(["group", "what", "path", "bytes"])
     for number, group in enumerate(groups, 1):
         for picture in group.pictures:
-            keep = "keep" if picture is group.pictures[0] else ""
-            rows.writerow([number, group.kind, keep, picture.path, picture.size])
+            what = "keep" if picture is group.pictures[0] else group.kind(picture)
+            rows.writerow([number, what, picture.path, picture.size])
     with written_aside(file) as binary:
         binary.write(text.getvalue().encode("utf-8", "surrogateescape"))

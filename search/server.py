@@ -89,15 +89,9 @@ class Info(BaseModel):
     problem: str | None = Field(description="why no query can be answered now")
 
 
-class Copy(BaseModel):
-    id: str
-    path: str
+class Copy(Example):
     bytes: int
-
-
-class Group(BaseModel):
-    kind: str = Field(description="same bytes, or near copies")
-    pictures: list[Copy] = Field(description="the one to keep first: the largest file, of these the oldest picture")
+    kind: str = Field(description="same bytes as the one to keep, which is the first, or near copy")
 
 
 class Failure(BaseModel):
@@ -159,6 +153,10 @@ def check_original(record: Record) -> str:
     return "image/heic" if kind == "HEIF" else f"image/{kind.lower()}"
 
 
+def copy_of(record: Record, kind: str) -> dict:
+    return {"id": record.digest[:SHORT], "path": record.path, "bytes": record.size, "kind": kind}
+
+
 class Searcher:
     """An index and the student that asks it."""
 
@@ -194,16 +192,8 @@ class Searcher:
         """Groups of copies, computed once a state of the index."""
         with self.comparing:
             if self.groups[0] != (state := self.state()) or not self.index.generation:
-                self.groups = (
-                    state,
-                    [
-                        {
-                            "kind": g.kind,
-                            "pictures": [{"id": p.digest[:SHORT], "path": p.path, "bytes": p.size} for p in g.pictures],
-                        }
-                        for g in duplicates(self.index)[:MAX_GROUPS]
-                    ],
-                )
+                groups = duplicates(self.index)[:MAX_GROUPS]
+                self.groups = state, [[copy_of(one, group.kind(one)) for one in group.pictures] for group in groups]
             return self.groups[1]
 
     def state(self) -> tuple:
@@ -331,7 +321,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         """What is searched, by which network, and what a query may be."""
         return Ascii(await on(searching, searcher.info))
 
-    @app.get("/api/duplicates", responses={200: {"model": list[Group]}})
+    @app.get("/api/duplicates", responses={200: {"model": list[list[Copy]]}})
     async def copies() -> Ascii:
         """Pictures that are there more than once."""
         return Ascii(await on(large, searcher.copies))

@@ -64,7 +64,7 @@ docs.append(make("h1", `${spec.info.title}: API`), make("p", spec.info.descripti
 for (const [path, methods] of Object.entries(spec.paths)) {
   for (const [method, what] of Object.entries(methods)) docs.append(operation(path, method, what));
 }
-const schemas = { Result: "Result", Example: "Example", Failure: "Status 400 and above" };
+const schemas = { Result: "Result", Example: "Example", Copy: "Copy, in groups", Failure: "Status 400 and above" };
 for (const [name, title] of Object.entries(schemas)) {
   docs.append(make("section", "", make("h2", title), table(fields(spec.components.schemas[name]))));
 }

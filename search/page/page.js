@@ -92,10 +92,16 @@ function tile({ id, path, distance, rank, same, heading }) {
   button.append(picture);
   if (!known) {
     const mark = document.createElement("span");
-    mark.className = distance && !same ? "distance" : "distance same";
-    mark.textContent = same ? `${distance} · same picture` : distance;
-    mark.title = `${distance} of ${info.bits} bits differ${same ? "; likely the same picture" : ""}`;
+    mark.className = distance ? "distance" : "distance same";
+    mark.textContent = distance;
+    mark.title = `${distance} of ${info.bits} bits differ`;
     button.append(mark);
+    if (same) {
+      const likely = document.createElement("span");
+      likely.className = "likely";
+      likely.textContent = "likely the same";
+      button.append(likely);
+    }
   }
   item.append(button);
   const caption = document.createElement("p");
@@ -264,10 +270,12 @@ async function copies() {
   try {
     const groups = await engine.duplicates();
     if (body.dataset.state !== "copies") return;
-    const mib = (pictures) => (pictures.reduce((sum, { bytes }) => sum + bytes, 0) / 2 ** 20).toFixed(1);
-    fill(groups.flatMap(({ kind, pictures }) => [
-      { heading: `${pictures.length} ${kind === "same bytes" ? "of the same bytes" : "near copies: look before you delete any"}; keep the first, ${mib(pictures.slice(1))} MiB beside it` },
-      ...pictures]));
+    fill(groups.flatMap((pictures) => {
+      const others = pictures.slice(1);
+      const near = others.some(({ kind }) => kind !== "same bytes") ? "alike: look before you delete any" : "of the same bytes";
+      const kib = Math.ceil(others.reduce((sum, { bytes }) => sum + bytes, 0) / 1024);
+      return [{ heading: `${pictures.length} ${near}; keep the first (the others take ${number.format(kib)} KiB)` }, ...pictures];
+    }));
     $("status").textContent = groups.length
       ? `${number.format(groups.length)} groups. Nothing is deleted here; python -m search duplicates writes the list.` : "No picture is there more than once.";
   } catch (error) {

@@ -39,16 +39,13 @@ def made(tmp_path_factory):
 def test_groups_of_copies_and_what_to_keep(made, tmp_path):
     before = sorted(made[0].rglob("*"))
     code, said = run_here("search", "duplicates", "--index", made[0] / "i", "--out", tmp_path / "d.csv")
-    assert code == 0 and "same bytes: 1 groups, 2 pictures" in said and "near copies: 1 groups, 2 pictures" in said
+    assert code == 0 and "2 groups; nothing was deleted" in said
+    assert "same bytes as one to keep: 2 pictures" in said and "near copy as one to keep: 2 pictures" in said
     rows = list(csv.DictReader((tmp_path / "d.csv").open()))
-    named = [(row["group"], row["copies"], row["suggestion"], row["path"].split("/")[-1]) for row in rows]
-    assert [group for group, *_ in named] == ["1"] * 3 + ["2"] * 3 and named[0][2:] == ("keep", "03.png")
-    assert {name for _, kind, _, name in named if kind == "near copies"} == {
-        "05.png",
-        "05 small.jpg",
-        "05 brighter.png",
-    }
-    assert [row["suggestion"] for row in rows].count("keep") == 2
+    assert [row["group"] for row in rows] == ["1"] * 3 + ["2"] * 3
+    assert [row["what"] for row in rows] == ["keep", "same bytes", "same bytes", "keep", "near copy", "near copy"]
+    names = [row["path"].split("/")[-1] for row in rows]
+    assert names[0] == "03.png" and set(names[3:]) == {"05.png", "05 small.jpg", "05 brighter.png"}
     assert all(int(rows[3]["bytes"]) >= int(row["bytes"]) for row in rows[3:])
     assert sorted(made[0].rglob("*")) == before  # nothing is deleted
 
@@ -74,7 +71,7 @@ def test_the_page_shows_copies(chromium, made):
     with Index(made[0] / "i") as index:
         app = make_app(index, made[1])
         client = TestClient(app, "http://127.0.0.1:8000")
-        assert [len(group["pictures"]) for group in client.get("/api/duplicates").json()] == [3, 3]
+        assert [len(group) for group in client.get("/api/duplicates").json()] == [3, 3]
         answer = client.post("/api/search", files={"file": ("x", (made[0] / "p/05 small.jpg").read_bytes())}).json()
         assert len(answer["likely_same"]) == 3
         with running(app) as address, opened(chromium, address) as page:
@@ -83,7 +80,7 @@ def test_the_page_shows_copies(chromium, made):
             expect(page.locator(".hit")).to_have_count(6)
             expect(page.locator("#status")).to_contain_text("2 groups. Nothing is deleted")
             page.locator(".hit button").nth(3).click()
-            expect(page.locator(".distance", has_text="same picture")).to_have_count(3)
+            expect(page.locator(".likely")).to_have_count(3)
             page.go_back()
             expect(page.locator(".heading").first).to_contain_text("3 of the same bytes; keep the first")
 
