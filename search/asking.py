@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.decode import pixels_of
 from models.exported import Exported, may_ask
-from search.copies import LOOKED, alike, look_at, look_of
+from search.copies import LOOKED, alike, look_at
 from search.index import Filters, Hit, Index
 from utils.errors import UserError
 
@@ -69,6 +69,7 @@ def answers(
     found = index.search(np.stack([code for _, code, _ in queries]), k, radius, where, unique)
     milliseconds = 1000 * (time.perf_counter() - start) / len(queries)
     searched = index.count(where)
+    looks = looks if looks and index.keeps_thumbnails else [None] * len(queries)
     return [
         {
             "query": name,
@@ -77,12 +78,10 @@ def answers(
             "searched": searched,
             "index": index.identity,
             "generation": index.generation,
-            "likely_same": [hit.content for hit in hits[:LOOKED] if alike(look, look_of(index, hit.id))]
-            if looks
-            else [],
+            "likely_same": [hit.content for hit in hits[:LOOKED] if alike(look, index, hit.id)],
             "results": [result(rank, hit) for rank, hit in enumerate(hits, 1)],
         }
-        for (name, _, hash_ms), hits, look in zip(queries, found, looks or [None] * len(queries), strict=True)
+        for (name, _, hash_ms), hits, look in zip(queries, found, looks, strict=True)
     ]
 
 

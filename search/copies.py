@@ -62,8 +62,9 @@ def look_of(index: Index, picture: int) -> np.ndarray | None:
         return None
 
 
-def alike(look: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return look is not None and other is not None and np.bitwise_count(look ^ other).sum() <= ALIKE
+def alike(look: np.ndarray | None, index: Index, picture: int) -> bool:
+    other = None if look is None else look_of(index, picture)
+    return other is not None and bool(np.bitwise_count(look ^ other).sum() <= ALIKE)
 
 
 def duplicates(index: Index) -> list[Group]:

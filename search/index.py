@@ -156,6 +156,7 @@ class AnyIndex:
 
     most: int | None = None  # results a query, at most
     identity = ""  # that no other index has
+    keeps_thumbnails = True  # else they are made of the files
     opened = 0  # how often: another index may lie there by now
     generation = 0  # grows with every change
     newest: float | None = None  # when the last picture was added, in seconds since 1970, where that is known
@@ -312,29 +313,25 @@ class Index(AnyIndex):
         """The last transaction that the file itself holds, whatever log lies beside it."""
         if not self.path.exists() or not self.path.stat().st_size:
             return b""
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(self._connected("mode=ro&immutable=1")) as con:
+        with (
+            contextlib.suppress(sqlite3.Error, TypeError),
+            contextlib.closing(self._connected("mode=ro&immutable=1")) as con,
+        ):
             return con.execute("SELECT substr(link, -?) FROM links", [LINK]).fetchone()[0]
         return None
 
     def _check_log(self) -> None:
         """UserError: the log beside the file goes on from another state or another file; nothing is touched."""
-        for _ in range(9):  # as it may be while somebody writes
-            before, link, links = self._states(), self._link(), links_of(self._log())
+        before = None
+        while (now := (self._link(), links_of(self._log()))) != before:  # twice: somebody may write meanwhile
+            link, links = before = now
             if link is None or not links or link in links:
                 return
-            if before == self._states():
-                raise UserError(
-                    f"{self.path}: {self._log()} beside it belongs to another index or to another state of this one "
-                    "(was a copy put back?); to use the index as it is, move it away; with its own index it is whole"
-                )
             time.sleep(0.05)
-
-    def _states(self) -> list[tuple]:
-        states = []
-        for path in (self.path, self._log()):
-            with contextlib.suppress(FileNotFoundError):
-                states.append(state_of(path))
-        return states
+        raise UserError(
+            f"{self.path}: {self._log()} beside it belongs to another index or to another state of this one "
+            "(was a copy put back?); to use the index as it is, move it away; with its own index it is whole"
+        )
 
     def _follow(self) -> None:
         """Open anew where another index lies at the path by now, or somebody writes to one that nobody wrote to."""

@@ -54,6 +54,7 @@ class MilvusIndex(AnyIndex):
     """
 
     most = MOST - 1
+    keeps_thumbnails = False
     transaction = AnyIndex.at_one_moment  # Milvus has none
     card = property(lambda self: self._model()[0])
     student = property(lambda self: self._model()[1])

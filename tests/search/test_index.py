@@ -412,7 +412,8 @@ def test_a_search_writes_nothing(tmp_path):
     before = state()
     with Index(tmp_path / "i") as index:
         index.search(np.zeros((1, 8), np.uint8), 5, where=Filters(after=3), unique=True)
-        for write in (lambda: index.add(rows(1, first=50)), lambda: index.remove([1]), lambda: index.set_card(card())):
+        moved = lambda: index.set_card(card(), "/elsewhere")  # noqa: E731
+        for write in (lambda: index.add(rows(1, first=50)), lambda: index.remove([1]), moved):
             with pytest.raises(UserError, match="can't be written"):
                 write()
     assert state() == before
