@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def look_at(image: Image.Image) -> np.ndarray:
     return np.packbits(np.append(False, low > np.median(low)))
 
 
+@lru_cache(maxsize=256)
 def shares(n: int) -> np.ndarray:
     """[GRAY, n]: the part that each of n pixels has in the mean of each of ``GRAY`` equal pieces."""
     edges, pixel = np.arange(GRAY + 1)[:, None] * n / GRAY, np.arange(n)

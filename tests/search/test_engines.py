@@ -182,6 +182,10 @@ def test_what_is_known_of_pictures(place):
         assert (one.path, one.size, one.mtime_ns, one.label, one.taken) == (new[4].path, 10, 20, "1", 4)
         assert one.digest == new[4].digest.hex() and before - 1 <= one.added <= time.time() + 1
         assert [r.id for r in index.records([ids[5], ids[2]])] == [ids[5], ids[2]]
+        assert index.find(one.digest[:16]).id == ids[4]
+        for content in ("0" * 16, one.digest[:15], "%" * 16, 'x" or id > 0 or "a'):
+            with pytest.raises(KeyError):
+                index.find(content)
         assert np.array_equal(index.code_of(ids[7]), new[7].code)
         assert np.array_equal(index.same(new[3].digest)[0], new[3].code)
         assert index.known("/p/1") == {f"{i}.jpg": (ids[i], 10, 20) for i in (1, 4, 7)} and not index.known("/p")
