@@ -6,14 +6,12 @@ it is named. By the nearest code alone, and by a second look at the nearest (sea
 """
 
 import argparse
-import io
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,59 +20,13 @@ sys.path.insert(0, str(ROOT))
 from data.decode import pixels_of  # noqa: E402
 from data.tree import images_below  # noqa: E402
 from models.exported import Exported  # noqa: E402
+from scripts.make_copies import EDITS  # noqa: E402
 from search.copies import ALIKE, LOOKED, look_at  # noqa: E402
 from search.scan import nearest  # noqa: E402
 from utils.errors import guarded  # noqa: E402
 from utils.files import write_json  # noqa: E402
 from utils.machine import cores  # noqa: E402
 from utils.runs import environment  # noqa: E402
-
-
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
-
-
-def cut(image: Image.Image, share: float, draw: np.random.RandomState) -> Image.Image:
-    width, height = (round(share * side) for side in image.size)
-    x, y = draw.randint(image.width - width + 1), draw.randint(image.height - height + 1)
-    return image.crop((x, y, x + width, y + height))
-
-
-def noisy(image: Image.Image, draw: np.random.RandomState) -> Image.Image:
-    pixels = np.asarray(image) + draw.normal(0, 12, (image.height, image.width, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def framed(image: Image.Image) -> Image.Image:
-    edge = round(0.08 * max(image.size))
-    sheet = Image.new("RGB", (image.width + 2 * edge, image.height + 2 * edge), "white")
-    sheet.paste(image, (edge, edge))
-    return sheet
-
-
-def written_on(image: Image.Image, draw: np.random.RandomState) -> Image.Image:
-    pen, top = ImageDraw.Draw(image := image.copy()), draw.randint(round(0.7 * image.height))
-    pen.rectangle((0, top, image.width, top + 0.15 * image.height), fill="black")
-    pen.text((2, top), "holiday 2024", fill="white")
-    return image
-
-
-EDITS: dict[str, Callable] = {
-    "JPEG 75": lambda image, draw: jpeg(image, 75),
-    "JPEG 30": lambda image, draw: jpeg(image, 30),
-    "half as large": lambda image, draw: image.reduce(2),
-    "blur": lambda image, draw: image.filter(ImageFilter.GaussianBlur(1)),
-    "noise": noisy,
-    "brighter": lambda image, draw: ImageEnhance.Brightness(image).enhance(1.3),
-    "contrast": lambda image, draw: ImageEnhance.Contrast(image).enhance(1.4),
-    "cut to 95 %": lambda image, draw: cut(image, 0.95, draw),
-    "cut to 85 %": lambda image, draw: cut(image, 0.85, draw),
-    "border": lambda image, draw: framed(image),
-    "written on": written_on,
-    "mixture": lambda image, draw: jpeg(ImageEnhance.Brightness(cut(image, 0.95, draw)).enhance(1.15).reduce(2), 60),
-}
 
 
 def measure(said: np.ndarray, right: np.ndarray, there: int) -> dict:

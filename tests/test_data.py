@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from data import cifar10, digits, folder, shards, transforms
 from data.sources import FileImages, decode
 from data.views import Bank, BankedViews, FreshViews, Share, eval_batches, view_batches
+from scripts.make_copies import EDITS
 from scripts.make_shards import write_shards
 from utils.errors import UserError
 from utils.seeds import generator
@@ -71,6 +72,27 @@ def make_folder(root, photo, database=6, query=4, classes=("cat", "dog")):
             for i in range(count):
                 photo(root / part / name / f"{i}.jpg", seed=100 * c + i + (50 if part == "query" else 0))
     return root
+
+
+def test_copies_ask_for_their_originals(tmp_path, photo, cli):
+    for i in range(8):
+        photo(tmp_path / "photos" / f"{i}.jpg", seed=i)
+    words = ["--photos", tmp_path / "photos", "--database", 6, "--queries", 2]
+    assert cli("scripts.make_copies", *words, "--out", tmp_path / "a")[0] == 0
+    assert cli("scripts.make_copies", *words, "--out", tmp_path / "b")[0] == 0
+    data, again = folder.load(tmp_path / "a"), folder.load(tmp_path / "b")
+    assert len(data.database) == 6 and len(data.test) + len(data.val) == 2 * len(EDITS)
+    assert (data.labels.sum(axis=0)[:2] == 1 + len(EDITS)).all() and (data.labels.sum(axis=1) == 1).all()
+    assert data.fingerprint == again.fingerprint
+    seen = {data.source[i].numpy().tobytes() for i in [*data.database, *data.test, *data.val]}
+    assert len(seen) == 6 + 2 * len(EDITS)  # each edit changes something
+    for more, said in (
+        (["--database", 9], "8 pictures"),
+        (["--queries", 7], "at most the 6"),
+        ([], "is there already"),
+    ):
+        code, _ = cli("scripts.make_copies", *words, "--out", tmp_path / ("c" if more else "a"), *more)
+        assert said in code
 
 
 def test_folder_with_its_own_split(tmp_path, photo):
