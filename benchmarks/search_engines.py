@@ -61,20 +61,20 @@ def fill(path: Path, codes: np.ndarray) -> None:
         index.set_card(card)
         for first in range(0, len(codes), part):
             ids = np.arange(first, min(first + part, len(codes))) + 1
-            with index.transaction():
+            with index.transaction() as con:
                 bounds = {"first": int(ids[0]), "last": int(ids[-1])}
                 series = "WITH RECURSIVE s(i) AS (SELECT :first UNION ALL SELECT i + 1 FROM s WHERE i < :last) "
-                index._con.execute(
+                con.execute(
                     f"INSERT OR IGNORE INTO folders {series} "
                     "SELECT DISTINCT i / 1000, CAST(printf('/made/up/%06d', i / 1000) AS BLOB), NULL FROM s",
                     bounds,
                 )
-                index._con.execute(
+                con.execute(
                     f"INSERT INTO pictures {series} SELECT i, i / 1000, CAST(printf('%09d.jpg', i) AS BLOB), 1, 1, "
                     "CAST(printf('%032d', i) AS BLOB), i, 0 FROM s",
                     bounds,
                 )
-                index._write_codes(ids, codes[ids - 1])
+                index._write_codes(con, ids, codes[ids - 1])
 
 
 # Engines: each opens what lies on the disk, and answers with (distances, positions in the order added).

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -41,7 +42,7 @@ def parse() -> argparse.Namespace:
 
     def command(run: Callable[[argparse.Namespace], None]) -> Parser:
         """The options of a command, which is called what its function is."""
-        text = run.__doc__.splitlines()[0]
+        text = str(run.__doc__).splitlines()[0]
         options = commands.add_parser(run.__name__.replace("_", "-"), description=text, help=text)
         if run is not copy:
             what = "the index: a file, or milvus://HOST:PORT/NAME"
@@ -175,7 +176,7 @@ def absolute(name: str) -> str:
     return os.path.realpath(name) if os.path.isdir(name) else os.path.join(os.path.realpath(folder), last)
 
 
-def add(args) -> None:
+def add(args: argparse.Namespace) -> None:
     """Add pictures that are new or changed, or codes that python -m search.encode made."""
     if bool(args.codes) == bool(args.roots) or bool(args.student) != bool(args.roots):
         raise UserError("what is to be added? FOLDER... and --student EXPORT, or --codes CODES")
@@ -215,7 +216,7 @@ def add(args) -> None:
     print(f"{args.index}: {', '.join(shown)}; {total:,} pictures")
 
 
-def query(args) -> None:
+def query(args: argparse.Namespace) -> None:
     """Find the nearest of every picture."""
     where = Filters(args.within and absolute(args.within), args.label, args.after, args.before)
     with open_index(args.index, nprobe=args.approximate) as index:
@@ -245,13 +246,13 @@ def query(args) -> None:
             print(printable(f"{hit['rank']:5} {hit['distance']:4} bits  {hit['path']}{same}"))
 
 
-def say_recall(index, lists: int | None) -> None:
+def say_recall(index: Index, lists: int | None) -> None:
     if lists:
         recall, k = index.recall()
         print(f"approximate, {lists} lists: {recall:.4f} of the exact {k} nearest are found", file=sys.stderr)
 
 
-def serve(args) -> None:
+def serve(args: argparse.Namespace) -> None:
     """Serve a page and a JSON API to search by, until Ctrl-C."""
     from search import server  # which the other commands need not wait for
 
@@ -260,7 +261,7 @@ def serve(args) -> None:
         server.serve(index, asking.model_of(index, args.student), args.host, args.port, args.allow_host)
 
 
-def site(args) -> None:
+def site(args: argparse.Namespace) -> None:
     """Write a folder for any static host: the page, with the browser that hashes and searches."""
     from search import site as sites
 
@@ -275,7 +276,7 @@ def site(args) -> None:
     )
 
 
-def duplicates(args) -> None:
+def duplicates(args: argparse.Namespace) -> None:
     """List pictures that are there more than once, and which to keep; nothing is deleted."""
     with open_index(args.index) as index:
         groups = copies.duplicates(index)
@@ -286,7 +287,7 @@ def duplicates(args) -> None:
     print(f"{args.out}: {len(groups):,} groups; nothing was deleted. Look at near copies before you delete any")
 
 
-def info(args) -> None:
+def info(args: argparse.Namespace) -> None:
     """Say what is in the index."""
     with open_index(args.index) as index:
         facts = index.info()
@@ -308,7 +309,7 @@ def info(args) -> None:
             print(printable(f"  {file.path}: {file.reason}"))
 
 
-def check(args) -> None:
+def check(args: argparse.Namespace) -> None:
     """Compare the index with itself and with the files; exit status 1 where something is wrong."""
     with open_index(args.index) as index, index.at_one_moment():
         faults = index.faults() or adding.file_faults(index, args.files)
@@ -320,7 +321,7 @@ def check(args) -> None:
     print(f"{args.index}: no fault found; {total:,} pictures")
 
 
-def export_codes(args) -> None:
+def export_codes(args: argparse.Namespace) -> None:
     """Write ids, paths and codes of all pictures, in the order added."""
     with open_index(args.index) as index, index.at_one_moment(), written_aside(args.out) as file:
         ids, codes = index.codes()
@@ -333,12 +334,12 @@ def path_parts(index: Index, ids: np.ndarray) -> Iterator[list[str]]:
         yield [record.path for record in index.records(ids[start : start + PART].tolist())]
 
 
-def write_npz(file, index: Index, ids: np.ndarray, codes: np.ndarray) -> None:
+def write_npz(file: IO[bytes], index: Index, ids: np.ndarray, codes: np.ndarray) -> None:
     paths = [np.array([], dtype=str), *(np.array(part) for part in path_parts(index, ids))]
     np.savez_compressed(file, ids=ids, paths=np.concatenate(paths), codes=codes, bits=index.bits)
 
 
-def write_parquet(file, index: Index, ids: np.ndarray, codes: np.ndarray) -> None:
+def write_parquet(file: IO[bytes], index: Index, ids: np.ndarray, codes: np.ndarray) -> None:
     """Paths are text here: each byte that is not UTF-8 is written as \\xNN."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -353,7 +354,7 @@ def write_parquet(file, index: Index, ids: np.ndarray, codes: np.ndarray) -> Non
             writer.write_batch(pa.record_batch([pa.array(ids[rows]), pa.array(text, pa.string()), packed], schema))
 
 
-def remove(args) -> None:
+def remove(args: argparse.Namespace) -> None:
     """Forget pictures; their files stay."""
     open_index(args.index).close()  # makes none
     with open_index(args.index, write=True) as index:
@@ -366,7 +367,7 @@ def remove(args) -> None:
     print(f"{args.index}: {removed:,}{also} forgotten; {total:,} pictures")
 
 
-def move(args) -> None:
+def move(args: argparse.Namespace) -> None:
     """Say that a folder of pictures lies elsewhere now; nothing is hashed again."""
     old, new = absolute(args.old), absolute(args.new)
     if not os.path.isdir(new):
@@ -376,7 +377,7 @@ def move(args) -> None:
         print(f"{args.index}: {index.move(old, new):,} pictures of {printable(old)} lie in {printable(new)} now")
 
 
-def copy(args) -> None:
+def copy(args: argparse.Namespace) -> None:
     """Copy an index, from a file to Milvus or back; both are compared afterwards."""
     with open_index(args.source) as source, source.at_one_moment(), open_index(args.to, write=True) as to:
         copied, there = engines.copy(source, to)

@@ -165,7 +165,7 @@ def compare(
     index: Index, roots: Sequence[Path], exclude: Collection[str]
 ) -> tuple[Report, list[File], list[int | str]]:
     """(report so far, files to look at, what is gone: ids of pictures, paths of broken files)."""
-    report, todo, gone = Report(found=dict.fromkeys(roots, 0)), [], []
+    report, todo, gone = Report(found=dict.fromkeys(roots, 0)), [], list[int | str]()
     broken = {file.path: (file.size, file.mtime_ns, file.reader) for file in index.broken()}
     looked, closed, found = set(), [], set()
     with tqdm(desc="looking at files", unit="file", leave=False) as bar:
@@ -202,7 +202,7 @@ def compare(
         return (
             any(_is_below(path, root) for root in folders)
             and not any(_is_below(path, c) for c in closed)
-            and not any(map(os.path.isfile, (path, *Path(path).parents)))  # in a shard or table
+            and not any(map(os.path.isfile, [Path(path), *Path(path).parents]))  # in a shard or table
         )
 
     for folder in filter(lost, set(index.folders()) - looked):
@@ -248,7 +248,7 @@ def taken_at(content: bytes) -> float | None:
     """When a picture was taken by its EXIF data: what the clock showed there, in seconds since 1970 on that clock."""
     with contextlib.suppress(Exception), opened(content) as image:  # EXIF may be anything
         exif = image.getexif()
-        for text in (exif.get_ifd(EXIF).get(TAKEN), exif.get(WRITTEN)):
+        for text in filter(None, (exif.get_ifd(EXIF).get(TAKEN), exif.get(WRITTEN))):
             with contextlib.suppress(TypeError, ValueError, OverflowError):
                 return calendar.timegm(time.strptime(text, "%Y:%m:%d %H:%M:%S"))
     return None

@@ -3,11 +3,12 @@
 python -m search.encode --student student/ --input PICTURES --out CODES, then python -m search add --codes CODES
 """
 
+import argparse
 import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -28,7 +29,7 @@ RETRIES = 3  # of a part whose worker died: a picture that kills each worker mus
 CORES = cores()
 
 
-def planned(args, out: Output, model: str) -> list[Part]:
+def planned(args: argparse.Namespace, out: Output, model: str) -> list[Part]:
     """The parts of this job: listed once, then read back, so that a job which goes on has the same ones.
 
     Raises:
@@ -53,7 +54,7 @@ def missing(out: Output, n_parts: int, again: bool = False) -> list[int]:
     return [n for n in range(n_parts) if part_name(n) not in there or (again and broken_name(n) in there)]
 
 
-def encode_all(args, out: Output, parts: list[Part], numbers: list[int]) -> int:
+def encode_all(args: argparse.Namespace, out: Output, parts: list[Part], numbers: list[int]) -> int:
     """Share parts out to workers, each with one student; how many pictures were hashed."""
     coded = broken = 0
     with ray_on(args.ray, args.workers or CORES) as ray, tqdm(total=len(numbers), desc="encoding", unit="part") as bar:
@@ -70,7 +71,7 @@ def encode_all(args, out: Output, parts: list[Part], numbers: list[int]) -> int:
     return coded
 
 
-def shared_out(args, out: Output, rows: list[dict], workers: int) -> Iterator[dict]:
+def shared_out(args: argparse.Namespace, out: Output, rows: list[dict], workers: int) -> Iterable[dict]:
     """What ``Encoder`` gives for each row, in the order in which they are done; a dead worker's are done by another."""
     import ray.data
 
@@ -79,7 +80,7 @@ def shared_out(args, out: Output, rows: list[dict], workers: int) -> Iterator[di
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_task_retries goes with Ray 2.64
         done = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS * workers)).map(
-            Encoder,
+            Encoder,  # type: ignore[arg-type]  # Ray's stub has no classes
             fn_constructor_args=(os.path.abspath(args.student), out.folder, args.thumbnails, bool(args.gpus)),
             # One at a time: no part waits for a worker while another has none to do.
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows)), max_tasks_in_flight_per_actor=1),

@@ -273,13 +273,13 @@ def add_new(index: Index, batches: Iterable[list[Row]]) -> Iterator[tuple[int, i
     Raises:
         UserError: two rows of one path and different bytes.
     """
-    known = {}  # of the folders of the batch before
+    known: dict[str, dict[str, tuple[int, int, int]]] = {}  # of the folders of the batch before
     met: dict[int, int] = defaultdict(int)  # bits by id, ``MET`` a number: pictures that rows of these batches are of
     for rows in batches:
         folders = {os.path.dirname(row.path) for row in rows}
         known = {folder: known[folder] if folder in known else index.known(folder) for folder in folders}
-        ids = {row.path: known[os.path.dirname(row.path)].get(os.path.basename(row.path), (None,))[0] for row in rows}
-        digests = {r.id: bytes.fromhex(r.digest) for r in index.records([i for i in ids.values() if i is not None])}
+        ids = {row.path: known[os.path.dirname(row.path)].get(os.path.basename(row.path), (0,))[0] for row in rows}
+        digests = {r.id: bytes.fromhex(r.digest) for r in index.records([i for i in ids.values() if i])}
         new: dict[str, Row] = {}
         for row in rows:
             there, same = ids[row.path], new.get(row.path)
@@ -287,7 +287,7 @@ def add_new(index: Index, batches: Iterable[list[Row]]) -> Iterator[tuple[int, i
                 if not same:
                     met[there // MET] |= 1 << there % MET
                 continue
-            if same or (there is not None and met[there // MET] >> there % MET & 1):
+            if same or (there and met[there // MET] >> there % MET & 1):
                 raise UserError(f"{row.path}: two pictures of that name; give each one of its own")
             new[row.path] = row
         added = index.add(list(new.values())) if new else []

@@ -4,15 +4,12 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 from tqdm import tqdm
 
 from search.index import Index, Row
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from search.milvus import MilvusIndex
 
 SCHEMES = ("milvus://", "milvus+tls://")
 NPROBE = 16  # lists of an approximate search
@@ -23,7 +20,7 @@ def is_milvus(name: str) -> bool:
     return name.startswith(SCHEMES)
 
 
-def open_index(name: str, write: bool = False, nprobe: int | None = None) -> "Index | MilvusIndex":
+def open_index(name: str, write: bool = False, nprobe: int | None = None) -> Index:
     """Open an index.
 
     Args:
@@ -45,10 +42,10 @@ def open_index(name: str, write: bool = False, nprobe: int | None = None) -> "In
         raise UserError(
             f"{name}: pymilvus is not installed; pip install -r requirements-scale.txt -c constraints.txt"
         ) from None
-    return MilvusIndex(name, write, nprobe)
+    return cast(Index, MilvusIndex(name, write, nprobe))  # it has the same methods
 
 
-def copy(source, to) -> tuple[int, int]:
+def copy(source: Index, to: Index) -> tuple[int, int]:
     """Add all pictures of an index to another, in their order; how many, and how many were there with the same bytes.
 
     A copy that was killed goes on when it is run again. Thumbnails that the source does not keep are made of the files.
@@ -83,18 +80,18 @@ def copy(source, to) -> tuple[int, int]:
     return copied, there
 
 
-def follow(source, to) -> None:
+def follow(source: Index, to: Index) -> None:
     """Sizes and times of pictures that were there before are those of the source: their files may be touched since."""
     for folder in source.folders():
         there, stats = to.known(folder), []
         for name, (_, *stat) in source.known(folder).items():
-            i, *before = there.get(name, (None, *stat))
-            stats += [(i, *stat)] if stat != before else []
+            if name in there and [*there[name][1:]] != stat:
+                stats.append((there[name][0], stat[0], stat[1]))
         for start in range(0, len(stats), BATCH):
             to.touch(stats[start : start + BATCH])
 
 
-def fingerprint(index) -> str:
+def fingerprint(index: Index) -> str:
     """Hash of all pictures in the order added: paths, sizes, times, digests and codes; not of ids."""
     ids, codes = index.codes()
     digest = hashlib.sha256(codes.tobytes())

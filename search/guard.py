@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,7 +31,7 @@ HEADERS = {
 class Ascii(JSONResponse):
     """JSON of any file name: bytes that are no UTF-8 are escapes in it."""
 
-    def render(self, content) -> bytes:
+    def render(self, content: object) -> bytes:
         return json.dumps(content, separators=(",", ":")).encode()
 
 
@@ -149,5 +149,5 @@ def replayed(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def failure(status: int, reason: str, headers: dict | None = None) -> Response:
+def failure(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
     return Ascii({"error": reason}, status, headers)

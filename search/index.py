@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -154,12 +154,10 @@ class Broken:
 class AnyIndex:
     """What the index in a file and the one in Milvus have in common; ``path`` is what --index names."""
 
+    path: Path | str
     most: int | None = None  # results a query, at most
-    identity = ""  # that no other index has
     keeps_thumbnails = True  # else they are made of the files
     opened = 0  # how often: another index may lie there by now
-    generation = 0  # grows with every change
-    newest: float | None = None  # when the last picture was added, in seconds since 1970, where that is known
 
     def note(self, name: str, value: object) -> None:
         """Keep something of the last ``add`` for ``info``; nothing where there is no room for it."""
@@ -178,8 +176,27 @@ class AnyIndex:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+    def make_approximate(self) -> None:
+        """Only an index in Milvus has lists."""
+
+    def recall(self) -> tuple[float, int]:
+        """(share, k): how many of the exact k nearest are found; in a file all."""
+        return 1.0, 1
+
+    if TYPE_CHECKING:  # what each has by itself
+
+        @property
+        def card(self) -> dict | None: ...
+        @property
+        def student(self) -> str | None: ...
+        def close(self) -> None: ...
+        def __len__(self) -> int: ...
+        def records(self, ids: Sequence[int]) -> list[Record]: ...
+        def _rankings(self, codes: np.ndarray, where: Filters) -> Iterator[Callable]: ...
+        def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, str]]: ...
 
     @property
     def bits(self) -> int:
@@ -197,10 +214,11 @@ class AnyIndex:
 
     def _refuse_other(self, card: dict) -> None:
         """UserError: another model than this card's has hashed the pictures that are here."""
-        if (n := len(self)) and (known := self.card)["model_sha256"] != card["model_sha256"]:
+        if (n := len(self)) and (not (known := self.card) or known["model_sha256"] != card["model_sha256"]):
             raise UserError(
-                f"{self.path}: its {n:,} pictures were hashed by another model ({named(known)}; this one is "
-                f"{named(card)}); codes of two models can't be compared: name that one, or make a new index"
+                f"{self.path}: its {n:,} pictures were hashed by another model "
+                f"({named(known) if known else 'unknown'}; this one is {named(card)}); codes of two models can't be "
+                "compared: name that one, or make a new index"
             )
 
     def _known(self, card: dict) -> str | None:
@@ -273,8 +291,11 @@ class Index(AnyIndex):
     """
 
     def __init__(self, path: Path, write: bool = False):
-        self.path = Path(os.path.abspath(path))
-        self._lock, self._held, self._con, self._file = threading.RLock(), None, None, None
+        self.path: Path = Path(os.path.abspath(path))
+        self._lock, self._held = threading.RLock(), None
+        self._con: sqlite3.Connection | None = None
+        self._file: tuple | None = None
+        self._snapshot: Snapshot | None = None
         if self.path.is_dir():
             raise UserError(f"{path}: a folder; --index takes the index's file")
         if write:
@@ -295,10 +316,10 @@ class Index(AnyIndex):
         # Where no file can be made beside it, which readers share, none writes either.
         still = not write and not os.access(self.path.parent, os.W_OK) and not self._log().exists()
         with self._refusing():
-            self._con = self._connected(f"mode={'rwc' if write else 'rw'}{'&immutable=1' * still}")
-            self._con.execute(f"PRAGMA query_only = {int(not write)}")
-            self._con.execute(f"PRAGMA cache_size = -{CACHE}")
-            self._con.create_function("nfc", 1, nfc, deterministic=True)
+            self._con = con = self._connected(f"mode={'rwc' if write else 'rw'}{'&immutable=1' * still}")
+            con.execute(f"PRAGMA query_only = {int(not write)}")
+            con.execute(f"PRAGMA cache_size = -{CACHE}")
+            con.create_function("nfc", 1, nfc, deterministic=True)
         self._check_format(write)
         self._still, self._file, self._linked, self.opened = still, state_of(self.path), self._link(), self.opened + 1
 
@@ -343,7 +364,7 @@ class Index(AnyIndex):
             raise UserError(f"{self.path}: the index is gone (moved or deleted?); put it back") from None
         if now == self._file and not (self._still and self._log().exists()):
             return
-        same = self._con is not None and self._file[:2] == now[:2] and not self._still
+        same = self._file is not None and self._file[:2] == now[:2] and not self._still
         if same and (self._held or self._link() in {self._linked, *links_of(self._log())}):  # the log was taken in
             self._file = now
             return
@@ -406,14 +427,15 @@ class Index(AnyIndex):
 
     @property
     def newest(self) -> float | None:
+        """When the last picture was added, in seconds since 1970."""
         with self._reading() as con:
             row = con.execute("SELECT added FROM pictures ORDER BY id DESC LIMIT 1").fetchone()
             return row and row[0]
 
     def note(self, name: str, value: object) -> None:
         if self.noted(name) != value:
-            with self.transaction():
-                self._con.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", [f"noted {name}", json.dumps(value)])
+            with self.transaction() as con:
+                con.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", [f"noted {name}", json.dumps(value)])
 
     def noted(self, name: str) -> dict:
         with self._reading():
@@ -435,6 +457,7 @@ class Index(AnyIndex):
         """The connection to what lies at the path now, one thread at a time; what SQLite refuses is one line."""
         with self._lock, self._refusing():
             self._follow()
+            assert self._con is not None
             yield self._con
 
     @contextlib.contextmanager
@@ -460,18 +483,18 @@ class Index(AnyIndex):
                 raise UserError(f"{self.path}: {DAMAGED} ({first_line(error)})") from None
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """All that is written inside is written as a whole or not at all."""
         with self._asking() as con:
             if con.in_transaction:
-                yield
+                yield con
                 return
             con.execute("BEGIN IMMEDIATE")
             try:
                 con.execute("UPDATE facts SET value = value + 1 WHERE name = 'version'")
                 con.execute(f"UPDATE links SET link = {NEXT_LINK}")
                 before = con.total_changes
-                yield
+                yield con
                 con.execute("COMMIT" if con.total_changes > before else "ROLLBACK")
             except BaseException:
                 self._snapshot = None  # it may have been of what is not kept
@@ -496,7 +519,7 @@ class Index(AnyIndex):
                 with contextlib.suppress(sqlite3.Error):
                     con.execute("ROLLBACK")
 
-    def _fact(self, name: str):
+    def _fact(self, name: str) -> Any:
         with self._reading() as con:
             row = con.execute("SELECT value FROM facts WHERE name = ?", [name]).fetchone()
             return row and row[0]
@@ -528,9 +551,9 @@ class Index(AnyIndex):
         student = student or self._known(card)
         if (self.card, self.student) == (card, student):
             return
-        with self.transaction():
+        with self.transaction() as con:
             facts = {"card": json.dumps(card), "student": os.fsencode(student) if student else None}
-            self._con.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
+            con.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
 
     # Searching
 
@@ -542,7 +565,7 @@ class Index(AnyIndex):
         """The codes as they are; read again where a transaction has changed them."""
         with self._reading() as con:
             seen = con.execute("PRAGMA data_version").fetchone()[0]
-            if seen != self._seen:
+            if seen != self._seen or self._snapshot is None:
                 self._snapshot = self._read_codes(con)
                 self._seen = seen
             return self._snapshot
@@ -558,8 +581,7 @@ class Index(AnyIndex):
             if known is None:
                 snapshot = Snapshot(blocks, len(self), width)
             else:
-                blocks = list(blocks)
-                snapshot = known.changed(blocks) if blocks else known
+                snapshot = known.changed(new) if (new := list(blocks)) else known
             if not len(snapshot) and con.execute("SELECT 1 FROM pictures LIMIT 1").fetchone():
                 raise UserError(f"{self.path}: {DAMAGED} (it has lost its codes)")
             snapshot.version = version - writing  # what is to come in this transaction has the same version
@@ -688,7 +710,7 @@ class Index(AnyIndex):
                 "SELECT name, id, size, mtime_ns FROM pictures WHERE folder = (SELECT id FROM folders WHERE path = ?)",
                 [os.fsencode(folder)],
             )
-            return {os.fsdecode(name): tuple(more) for name, *more in rows}
+            return {os.fsdecode(name): (i, size, mtime_ns) for name, i, size, mtime_ns in rows}
 
     def same(self, digest: bytes) -> tuple[np.ndarray, bytes] | None:
         """(code, thumbnail) of a picture with these bytes, if there is one."""
@@ -759,16 +781,14 @@ class Index(AnyIndex):
         codes = np.array([row.code for row in rows], np.uint8)
         if codes.shape[1] != self.width or len({row.path for row in rows}) < len(rows):
             raise ValueError(f"codes of {codes.shape[1]} bytes for an index of {self.width}, or a path given twice")
-        with self.transaction():
-            con, now, folders = self._con, time.time(), {}
+        with self.transaction() as con:
+            now, folders = time.time(), {}
             split = [os.path.split(os.fsencode(row.path)) for row in rows]
             before = [con.execute(f"{BY_PATH} WHERE f.path = ? AND p.name = ?", names).fetchone() for names in split]
-            self._forget([found[0] for found in before if found])
+            self._forget(con, [found[0] for found in before if found])
             for folder in {folder for folder, _ in split}:
-                con.execute(
-                    "INSERT OR IGNORE INTO folders (path, label) VALUES (?, ?)",
-                    [folder, os.path.basename(folder) or None],
-                )
+                label = os.path.basename(folder) or None
+                con.execute("INSERT OR IGNORE INTO folders (path, label) VALUES (?, ?)", [folder, label])
                 folders[folder] = con.execute("SELECT id FROM folders WHERE path = ?", [folder]).fetchone()[0]
             last = con.execute("SELECT seq FROM sqlite_sequence WHERE name = 'pictures'").fetchone()
             ids = range(first := last[0] + 1 if last else 1, first + len(rows))
@@ -783,26 +803,26 @@ class Index(AnyIndex):
                 "INSERT INTO thumbnails VALUES (?, ?)", ((i, row.thumbnail) for i, row in zip(ids, rows, strict=True))
             )
             con.executemany("DELETE FROM broken WHERE path = ?", ([os.fsencode(row.path)] for row in rows))
-            self._write_codes(np.arange(ids.start, ids.stop), codes)
+            self._write_codes(con, np.arange(ids.start, ids.stop), codes)
         return list(ids)
 
     def touch(self, stats: Iterable[tuple[int, int, int]]) -> None:
         """(id, size, mtime_ns) of pictures whose file has another time and the same bytes."""
-        with self.transaction():
-            self._con.executemany("UPDATE pictures SET size = ?2, mtime_ns = ?3 WHERE id = ?1", list(stats))
+        with self.transaction() as con:
+            con.executemany("UPDATE pictures SET size = ?2, mtime_ns = ?3 WHERE id = ?1", list(stats))
 
     def note_broken(self, files: Collection[Broken]) -> None:
         """Remember files that are no readable pictures; a picture that was read there before is forgotten."""
-        with self.transaction():
+        with self.transaction() as con:
             self.remove([file.path for file in files])
-            self._con.executemany(
+            con.executemany(
                 "INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?, ?)",
                 [(os.fsencode(f.path), f.size, f.mtime_ns, f.reason, f.reader) for f in files],
             )
 
     def remove(self, which: Iterable[int | str]) -> int:
         """Forget pictures by id or path, or all that lie below a folder; returns how many were there."""
-        with self.transaction():
+        with self.transaction() as con:
             ids = set()
             for one in which:
                 if isinstance(one, str):
@@ -810,12 +830,12 @@ class Index(AnyIndex):
                     condition, values = _below("nfc(f.path)", nfc(path))
                     named = "nfc(f.path) = ? AND nfc(p.name) = ?", os.path.split(nfc(path))
                     for sql, given in ((condition, values), named):
-                        ids |= {i for (i,) in self._con.execute(f"{BY_PATH} WHERE {sql}", given)}
+                        ids |= {i for (i,) in con.execute(f"{BY_PATH} WHERE {sql}", given)}
                     condition, values = _below("nfc(path)", nfc(path))
-                    self._con.execute(f"DELETE FROM broken WHERE {condition}", values)
+                    con.execute(f"DELETE FROM broken WHERE {condition}", values)
                 else:
-                    ids |= {i for (i,) in self._con.execute("SELECT id FROM pictures WHERE id = ?", [int(one)])}
-            self._forget(sorted(ids))
+                    ids |= {i for (i,) in con.execute("SELECT id FROM pictures WHERE id = ?", [int(one)])}
+            self._forget(con, sorted(ids))
         return len(ids)
 
     def move(self, old: str, new: str) -> int:
@@ -826,54 +846,50 @@ class Index(AnyIndex):
         """
         before, after = (os.fsencode(path.rstrip("/")) for path in (old, new))
         condition, values = _below("path", before)
-        with self.transaction():
-            folders = self._con.execute(f"SELECT id, path FROM folders WHERE {condition}", values).fetchall()
+        with self.transaction() as con:
+            folders = con.execute(f"SELECT id, path FROM folders WHERE {condition}", values).fetchall()
             if not folders:
                 raise UserError(f"{old}: no picture of this index lies there")
             there, given = _below("path", after)
-            if self._con.execute(f"SELECT 1 FROM folders WHERE {there} LIMIT 1", given).fetchone():
+            if con.execute(f"SELECT 1 FROM folders WHERE {there} LIMIT 1", given).fetchone():
                 raise UserError(f"{new}: pictures of this index lie there already; remove one of both")
             moved = [(after + path[len(before) :], number) for number, path in folders]
-            self._con.executemany(
+            con.executemany(
                 "UPDATE folders SET path = ?, label = ? WHERE id = ?",
                 [(path, os.path.basename(path) or None, number) for path, number in moved],
             )
-            self._con.execute(f"DELETE FROM broken WHERE {condition}", values)  # they are looked at again
+            con.execute(f"DELETE FROM broken WHERE {condition}", values)  # they are looked at again
             of = "SELECT count(*) FROM pictures WHERE folder = ?"
-            return sum(self._con.execute(of, [number]).fetchone()[0] for _, number in moved)
+            return sum(con.execute(of, [number]).fetchone()[0] for _, number in moved)
 
-    def _forget(self, ids: Sequence[int]) -> None:
+    def _forget(self, con: sqlite3.Connection, ids: Sequence[int]) -> None:
         if not ids:
             return
         for table in ("pictures", "thumbnails"):
-            self._con.executemany(f"DELETE FROM {table} WHERE id = ?", ([i] for i in ids))
-        self._con.execute(
-            "DELETE FROM folders WHERE NOT EXISTS (SELECT 1 FROM pictures WHERE pictures.folder = folders.id)"
-        )
-        ids = np.array(ids)
-        for number in np.unique(ids // BLOCK).tolist():
-            _, places, codes = self._stored_block(number)
-            kept = ~np.isin(places, ids[ids // BLOCK == number] % BLOCK)
-            self._write_block(number, places[kept], codes[kept])
+            con.executemany(f"DELETE FROM {table} WHERE id = ?", ([i] for i in ids))
+        con.execute("DELETE FROM folders WHERE NOT EXISTS (SELECT 1 FROM pictures WHERE pictures.folder = folders.id)")
+        gone = np.array(ids)
+        for number in np.unique(gone // BLOCK).tolist():
+            _, places, codes = self._stored_block(con, number)
+            kept = ~np.isin(places, gone[gone // BLOCK == number] % BLOCK)
+            self._write_block(con, number, places[kept], codes[kept])
 
-    def _write_codes(self, ids: np.ndarray, codes: np.ndarray) -> None:
+    def _write_codes(self, con: sqlite3.Connection, ids: np.ndarray, codes: np.ndarray) -> None:
         """Codes of new ids, ascending and greater than all before."""
         for number in np.unique(ids // BLOCK).tolist():
             here = ids // BLOCK == number
-            _, places, known = self._stored_block(number)
-            self._write_block(number, np.concatenate([places, ids[here] % BLOCK]), np.concatenate([known, codes[here]]))
+            _, places, known = self._stored_block(con, number)
+            self._write_block(con, number, np.append(places, ids[here] % BLOCK), np.append(known, codes[here], 0))
 
-    def _stored_block(self, number: int) -> Block:
-        row = self._con.execute(f"{BLOCKS} number = ?", [number]).fetchone()
+    def _stored_block(self, con: sqlite3.Connection, number: int) -> Block:
+        row = con.execute(f"{BLOCKS} number = ?", [number]).fetchone()
         return self._block(row or (number, 0, b"", b"", 0), self.width)
 
-    def _write_block(self, number: int, places: np.ndarray, codes: np.ndarray) -> None:
+    def _write_block(self, con: sqlite3.Connection, number: int, places: np.ndarray, codes: np.ndarray) -> None:
         self._seen = None
-        places, codes = places.astype("<u2").tobytes(), codes.tobytes()
-        self._con.execute(
-            "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
-            [number, self._fact("version"), len(places) // 2, places, codes, zlib.crc32(codes, zlib.crc32(places))],
-        )
+        at, packed = places.astype("<u2").tobytes(), codes.tobytes()
+        row = [number, self._fact("version"), len(places), at, packed, zlib.crc32(packed, zlib.crc32(at))]
+        con.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
 def state_of(path: Path) -> tuple:
@@ -902,7 +918,7 @@ def named(card: dict) -> str:
     return f"{card['role']} {card['backbone']}, {card['method']}, {card['bits']} bits, {card['model_sha256'][:12]}"
 
 
-def _nearest(codes, k: int, snapshot: Snapshot, rows: np.ndarray | None, database: np.ndarray) -> tuple:
+def _nearest(codes: np.ndarray, k: int, snapshot: Snapshot, rows: np.ndarray | None, database: np.ndarray) -> tuple:
     codes = np.ascontiguousarray(codes)
     if codes.dtype != np.uint8 or codes.ndim != 2 or (len(database) and codes.shape[1] != database.shape[1]):
         raise ValueError(f"codes must be uint8 [q, {database.shape[1]}], not {codes.dtype} {list(codes.shape)}")
@@ -918,24 +934,15 @@ def _below(column: str, folder: bytes) -> tuple[str, list]:
 
 def _condition(where: Filters) -> tuple[str, list]:
     """SQL for the pictures that a filter lets through."""
-    conditions, values = ["1"], []
-    if where.folder is not None:
-        below, paths = _below("nfc(path)", nfc(os.fsencode(where.folder)))
-        conditions.append(f"folder IN (SELECT id FROM folders WHERE {below})")
-        values += paths
-    if where.label is not None:
-        conditions.append("folder IN (SELECT id FROM folders WHERE nfc(label) = ?)")
-        values.append(nfc(os.fsencode(where.label)))
-    if where.after is not None:
-        conditions.append("taken >= ?")
-        values.append(where.after)
-    if where.before is not None:
-        conditions.append("taken < ?")
-        values.append(where.before)
-    return " AND ".join(conditions), values
+    below, paths = _below("nfc(path)", nfc(os.fsencode(where.folder or "")))
+    label = "folder IN (SELECT id FROM folders WHERE nfc(label) = ?)", [nfc(os.fsencode(where.label or ""))]
+    of = {"folder": (f"folder IN (SELECT id FROM folders WHERE {below})", paths), "label": label}
+    of |= {"after": ("taken >= ?", [where.after]), "before": ("taken < ?", [where.before])}
+    given = [of[name] for name in of if getattr(where, name) is not None]
+    return " AND ".join(["1", *(sql for sql, _ in given)]), [value for _, values in given for value in values]
 
 
-def nfc(name: bytes | None) -> bytes | None:
+def nfc(name: Any) -> Any:
     """A name with its letters composed: file systems keep them either way, and a person types one."""
     return name and os.fsencode(unicodedata.normalize("NFC", os.fsdecode(name)))
 

@@ -55,9 +55,8 @@ class MilvusIndex(AnyIndex):
 
     most = MOST - 1
     keeps_thumbnails = False
+    identity, generation, newest = "", 0, None  # not known
     transaction = AnyIndex.at_one_moment  # Milvus has none
-    card = property(lambda self: self._model()[0])
-    student = property(lambda self: self._model()[1])
 
     def __init__(self, path: str, write: bool = False, nprobe: int | None = None):
         self._server = Server(path)
@@ -118,7 +117,7 @@ class MilvusIndex(AnyIndex):
         schema = CollectionSchema([*fields, FieldSchema("code", DataType.BINARY_VECTOR, dim=8 * width)], description)
         self._ask("create_collection", name, schema=schema, num_shards=1, consistency_level="Strong")
 
-    def _load(self, kind: str = "BIN_FLAT", **lists) -> None:
+    def _load(self, kind: str = "BIN_FLAT", **lists: int) -> None:
         """Index the collection, where it is not, and have it in the servers' memory."""
         if "code" not in self._ask("list_indexes", self.name):  # which is made last, and may be IVF's by now
             indexes = MilvusClient.prepare_index_params()
@@ -128,9 +127,9 @@ class MilvusIndex(AnyIndex):
             self._ask("create_index", self.name, indexes, timeout=BUILD, sync=bool(lists))  # sync: 0.5 s a key
         self._ask("load_collection", self.name, timeout=BUILD)
 
-    def _query(self, condition: str, fields: list[str], level: str = SEEN, **more) -> list[dict]:
+    def _query(self, condition: str, fields: list[str], level: str = SEEN, **more: object) -> list[dict]:
         """Rows, all at once."""
-        how = {"filter": condition, "output_fields": fields, "consistency_level": level, **more}
+        how: dict = {"filter": condition, "output_fields": fields, "consistency_level": level, **more}
         rows = self._ask("query", self.name, **how) if self._there else []
         return [{key: READ[key](value) if key in READ else value for key, value in row.items()} for row in rows]
 
@@ -148,7 +147,7 @@ class MilvusIndex(AnyIndex):
 
     def _rows(self, ids: Iterable[int], fields: list[str]) -> dict[int, dict]:
         """Rows by id, of those that are there."""
-        rows, ids = {}, list(map(int, ids))
+        rows, ids = dict[int, dict](), list(map(int, ids))
         for level in dict.fromkeys((SEEN, self._level)):
             for part in parts([i for i in ids if i not in rows]):
                 rows |= {row["id"]: row for row in self._query("", ["id", *fields], level, ids=part)}
@@ -190,6 +189,14 @@ class MilvusIndex(AnyIndex):
     def _model(self) -> list:
         rows = self._query(f"id == {~key_of('model ')}", ["path"])
         return json.loads(rows[0]["path"]) if rows else [None, None]
+
+    @property
+    def card(self) -> dict | None:
+        return self._model()[0]
+
+    @property
+    def student(self) -> str | None:
+        return self._model()[1]
 
     def set_card(self, card: dict, student: str | None = None) -> None:
         self._refuse_other(card)
@@ -236,7 +243,7 @@ class MilvusIndex(AnyIndex):
         while unsure := [i for i, (d, _) in enumerate(found) if len(d) == limit and d[-1] == d[k - 1] and not nprobe]:
             if limit == MOST:
                 for i in unsure:
-                    found[i] = found[i][0], self._first(codes[i : i + 1], *found[i], k, condition)
+                    found[i] = found[i][0], self._first(codes[i : i + 1], k, condition, *found[i])
                 break
             limit = min(4 * limit, MOST)
             for i, more in zip(unsure, self._found(codes[unsure], limit, condition, None, SEEN), strict=True):
@@ -247,14 +254,14 @@ class MilvusIndex(AnyIndex):
         """(distances, ids) of every code, by distance and id; of ties at the end Milvus chooses some."""
         # Always, since another process may have made lists by now: without lists Milvus looks at all codes anyway.
         params = {"metric_type": "HAMMING", "params": {"nprobe": min(nprobe or EVERY, EVERY)}}
-        how = {"anns_field": "code", "limit": limit, "filter": condition, "search_params": params}
+        how: dict = {"anns_field": "code", "limit": limit, "filter": condition, "search_params": params}
         for part in parts([code.tobytes() for code in codes], min(max(1, WINDOW // limit), 1000)):
             for hits in self._ask("search", self.name, data=part, consistency_level=level, **how):
                 ids, distances = np.array(hits.ids, np.int64), np.array(hits.distances, np.float32).astype(np.int32)
                 order = np.lexsort((ids, distances))
                 yield distances[order], ids[order]
 
-    def _first(self, code: np.ndarray, distances: np.ndarray, ids: np.ndarray, k: int, condition: str) -> np.ndarray:
+    def _first(self, code: np.ndarray, k: int, condition: str, distances: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Ids of the k nearest where more than Milvus gives are as near as the last: of those the least ids."""
         last, near = distances[k - 1], ids[distances < distances[k - 1]]
         # Searched only up to some id, bisected until the ties there are enough, and few enough to be given whole.
@@ -317,7 +324,7 @@ class MilvusIndex(AnyIndex):
 
     def known(self, folder: str) -> dict[str, tuple[int, int, int]]:
         """Of two of one name, which a killed ``add`` may have left, a writer removes the older one."""
-        found, older = {}, []
+        found, older = dict[str, tuple[int, int, int]](), list[int]()
         rows = self._all(f"folder_key == {key_of(folder)}", ["path", "size", "mtime_ns"])
         for row in sorted(rows, key=lambda row: row["id"]):
             parent, name = os.path.split(row["path"])
@@ -360,10 +367,10 @@ class MilvusIndex(AnyIndex):
         return list(range(first, self._last + 1))
 
     def touch(self, stats: Iterable[tuple[int, int, int]]) -> None:
-        stats = {i: stat for i, *stat in stats}
-        rows = self._rows(stats, ["path", "digest", "taken", "code"])
+        new = {i: (size, mtime_ns) for i, size, mtime_ns in stats}
+        rows = self._rows(new, ["path", "digest", "taken", "code"])
         more = {i: (bytes.fromhex(row["digest"]), row["code"], b"", row["taken"]) for i, row in rows.items()}
-        self._put([stored(i, Row(rows[i]["path"], *stats[i], *more[i])) for i in rows])
+        self._put([stored(i, Row(rows[i]["path"], *new[i], *more[i])) for i in rows])
 
     def note_broken(self, files: Collection[Broken]) -> None:
         self._keep("broken", {f.path: [f.path, f.size, f.mtime_ns, f.reason, f.reader] for f in files}, self.width)
@@ -414,7 +421,7 @@ def filter_of(where: Filters) -> str:
         where.after is not None and f"taken >= {float(where.after)!r}",
         where.before is not None and f"taken < {float(where.before)!r}",
     ]
-    return " and ".join(filter(None, conditions))
+    return " and ".join(condition for condition in conditions if condition)
 
 
 def parts(many: Sequence, size: int = 0) -> Iterator[Sequence]:

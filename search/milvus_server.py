@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+from typing import Any
 
 import grpc
 from pymilvus import MilvusClient, MilvusException
@@ -53,7 +54,7 @@ class Server:
         if tuple(map(int, re.findall(r"\d+", self.version)[:2])) < OLDEST:
             raise UserError(f"{address}: Milvus {self.version}; version {OLDEST[0]}.{OLDEST[1]} or newer is needed")
 
-    def ask(self, call, *args, timeout: float = TIMEOUT, **kwargs):
+    def ask(self, call: Any, *args: Any, timeout: float = TIMEOUT, **kwargs: Any) -> Any:
         """A call, of the client where it is a name; for ``patience`` seconds again where it may succeed later."""
         call = getattr(self.client, call) if isinstance(call, str) else call
         end = time.monotonic() + self.patience
@@ -66,7 +67,7 @@ class Server:
                     raise self._refusal(code, getattr(error, "message", None) or error.details()) from None
             time.sleep(PAUSE)
 
-    def _refusal(self, code, text: str) -> UserError:
+    def _refusal(self, code: object, text: str) -> UserError:
         what = "Milvus refuses"  # words that are looked for have a space: no index's name has
         if code in NOT_ALLOWED or "auth check failure" in text:
             what = "credentials are needed or wrong: set MILVUS_TOKEN=USER:PASSWORD"

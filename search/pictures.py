@@ -292,17 +292,17 @@ def _in_shard(shard: str) -> Iterator[Picture]:
         files, path = place(shard)
         with files.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                tar.members.clear()  # tarfile keeps all heads
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all heads
                 inside = posixpath.normpath(f"/./{member.name}")  # `tar -C FOLDER .` calls them ./NAME
                 if member.isdir() or not is_image(inside) or "/." in inside:
                     continue
                 name = f"{shard}{inside}"
                 if name in seen:
                     yield name, UserError(f"{name}: its name comes twice in the shard")
-                elif not member.isfile():
+                elif not member.isfile() or not (inner := tar.extractfile(member)):
                     yield name, UserError(f"{name}: a link, or no file; write it by tar -h --hard-dereference")
                 else:
-                    yield name, tar.extractfile(member).read()
+                    yield name, inner.read()
                 seen.add(name)
             if not ends_here(file, tar.offset):
                 yield shard, UserError(f"{shard}: cut or damaged; write or copy it again")

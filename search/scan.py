@@ -40,7 +40,8 @@ def nearest(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarr
         parts = [
             faiss.knn_hamming(queries[i : i + group], database, k, variant="mc") for i in range(0, len(queries), group)
         ]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    distances, rows = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return distances, rows
 
 
 def _batched(queries: np.ndarray, database: np.ndarray, k: int, group: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +81,11 @@ class Snapshot:
     Attributes:
         codes: uint8 [n, w], in the order of ids.
         selections: rows and codes of what filters have let through, by filter.
+        version: of the index that it is of.
     """
+
+    selections: dict[object, tuple[np.ndarray, np.ndarray]]
+    version: int
 
     def __init__(self, blocks: Iterable[Block], n: int, width: int):
         room = n + n // 8 + BLOCK  # untouched memory costs nothing

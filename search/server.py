@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import faiss
 import numpy as np
@@ -113,7 +113,7 @@ def count_pixels(content: bytes, name: str) -> int:
     return width * height
 
 
-def readable(function: Callable, content: bytes, name: str):
+def readable(function: Callable, content: bytes, name: str) -> Any:
     """What ``function`` makes of an upload.
 
     Raises:
@@ -168,10 +168,10 @@ class Searcher:
 
     def problem(self) -> str | None:
         """Why no query can be answered now."""
-        if not len(self.index):
+        if not len(self.index) or not (card := self.index.card):
             return "the index is empty; add pictures: python -m search add --index INDEX --student STUDENT FOLDER"
         try:
-            may_ask(self.student.card, self.index.card)
+            may_ask(self.student.card, card)
         except UserError as error:
             return str(error)
         return None
@@ -233,7 +233,7 @@ class Searcher:
 Id = Annotated[str, InPath(max_length=64)]
 
 
-def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
+def make_app(index: Index, student: Exported, allowed: Collection[str] = ()) -> Guard:
     """The ASGI application: page, API and pictures.
 
     Args:
@@ -258,30 +258,30 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         responses={"4XX": {"model": Failure}, "5XX": {"model": Failure}},
     )
 
-    async def on(pool: ThreadPoolExecutor, function, *args):
+    async def on(pool: ThreadPoolExecutor, function: Callable, *args: object) -> Any:
         """What takes long has threads of its own, so that thumbnails don't wait for it."""
         return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
     @app.exception_handler(AnyHTTPException)
-    async def refused(_, error: AnyHTTPException) -> Response:
+    async def refused(_: Request, error: AnyHTTPException) -> Response:
         reason = TOO_LARGE if error.detail == "Content Too Large" else error.detail
         return failure(error.status_code, reason, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_, error: RequestValidationError) -> Response:
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
         reasons = (f"{'.'.join(map(str, e['loc'][1:])) or 'request'}: {e['msg']}" for e in error.errors())
         return failure(422, "; ".join(reasons))
 
     @app.exception_handler(UserError)
-    async def unusable(_, error: UserError) -> Response:  # an index that is damaged, or that another process holds
+    async def unusable(_: Request, error: UserError) -> Response:  # an index is damaged, or another process holds it
         return failure(503, str(error))
 
     @app.exception_handler(KeyError)
-    async def removed(_, error: KeyError) -> Response:
+    async def removed(_: Request, error: KeyError) -> Response:
         return failure(404, f"the index has no picture {error}; it has been removed")
 
     @app.exception_handler(Exception)
-    async def broken(_, error: Exception) -> Response:
+    async def broken(_: Request, error: Exception) -> Response:
         return failure(500, f"the server failed ({type(error).__name__}); its log says how")
 
     def by_file(content: bytes, name: str) -> tuple[tuple, np.ndarray | None]:
@@ -304,7 +304,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()):
         if (file is None) == (id is None):
             raise HTTPException(422, "send a picture as file, or the id of an indexed one: one of the two")
         if file is None:
-            query = await to_thread(by_id, id)
+            query = await to_thread(by_id, id or "")
         else:
             name = (file.filename or "picture")[:200]
             content = await file.read()

@@ -20,6 +20,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -75,7 +76,7 @@ def runtime(cache: Path) -> Path:
         with tarfile.open(package) as tar:
             for name in ORT_FILES.values():
                 with written_aside(folder / name) as file:
-                    file.write(tar.extractfile(f"package/dist/{name}").read())
+                    file.write(cast(IO[bytes], tar.extractfile(f"package/dist/{name}")).read())
     return folder
 
 

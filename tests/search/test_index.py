@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from retrieval.codes import hamming_topk
 from search import scan
 from search.index import FORMAT, Broken, Filters, Index, Row
+from search.server import Searcher
 from utils.errors import UserError
 
 
@@ -531,6 +533,16 @@ def test_what_does_not_fit_together_is_found(tmp_path, damage, said):
         )
         with pytest.raises(UserError, match="damaged") if refused else contextlib.nullcontext():
             index.search(np.zeros((1, 8), np.uint8), 3)
+
+
+def test_pictures_of_a_model_that_is_not_known_are_not_taken_for_another_ones(tmp_path):
+    with make(tmp_path / "i") as index:
+        index.add(rows(3))
+        with index.transaction() as con:
+            con.execute("DELETE FROM facts WHERE name = 'card'")
+        with pytest.raises(UserError, match=r"3 pictures were hashed by another model .unknown; this one is student x"):
+            index.set_card(card())
+        assert "add pictures" in Searcher(index, SimpleNamespace(card=card())).problem()
 
 
 def damaged(content: bytes, draw: np.random.RandomState) -> bytes:
