@@ -363,8 +363,12 @@ def test_the_page_answers_alike(place, tree, export):
         assert client.get(f"/original/{found}").content == picture.read_bytes()
         assert writer.remove([str(picture)]) == 1
         assert client.post("/api/search", **form).json()["results"][0]["path"] == str(tree / "a" / "10.png")
+        assert (
+            client.get(f"/original/{found}").content == picture.read_bytes()
+        )  # of the copy: the address is the content's
+        assert writer.remove([str(tree / "a" / "10.png")]) == 1
         assert client.get(f"/original/{found}").status_code == 404
-        assert client.get("/api/info").json()["pictures"] == 11
+        assert client.get("/api/info").json()["pictures"] == 10
 
 
 def test_refusals_are_one_line(place, tree, export, tmp_path):
