@@ -5,10 +5,13 @@ import errno
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from models.heads import HashHead, load_head, save_head
 from models.trained import read_teacher
@@ -303,3 +306,17 @@ def test_a_checkpoint_is_the_head_alone(tmp_path):
     loaded, facts = load_head(tmp_path / "h.pt")
     assert same(head.state_dict(), loaded.state_dict()) and facts["config"] == {"dim": 1000, "bits": 64, "kind": "mlp"}
     assert not loaded.training
+
+
+PRODUCTS = """
+import hashlib, torch, utils.seeds
+a, b = (torch.randn(shape, generator=utils.seeds.generator("t")) for shape in ((136, 1000), (1000, 64)))
+for threads in (1, 2, 3):
+    torch.set_num_threads(threads)
+    print(hashlib.sha256((a @ b).numpy().tobytes() + ((a @ b).T @ a).numpy().tobytes()).hexdigest())
+"""
+
+
+def test_products_do_not_depend_on_the_number_of_threads():
+    done = subprocess.run([sys.executable, "-c", PRODUCTS], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and len(set(done.stdout.split())) == 1, done.stdout + done.stderr

@@ -6,9 +6,13 @@ and the stream's name. A resumed run rebuilds any of them from the epoch alone, 
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 
 import torch
+
+# MKL's matrix products have the same bits on any number of threads only if it is asked before the first of them.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def seed_of(*parts: object) -> int:

@@ -13,6 +13,9 @@ import pytest
 from conftest import ROOT, STUDENT, TEACHER
 from PIL import Image, ImageDraw
 
+from models.backbones import hash_state
+from models.trained import read_run
+
 N = 200
 
 
@@ -83,6 +86,18 @@ def test_from_a_folder_of_pictures_to_a_page(pictures, tmp_path, command):
     finally:
         os.killpg(server.pid, signal.SIGINT)
         assert server.wait(60) in (0, 130)
+
+
+@pytest.mark.slow
+def test_without_training_the_student_of_the_checkpoints_is_used(pictures, tmp_path):
+    env = {**os.environ, "RUNS": f"{tmp_path}/runs", "CACHE_DIR": f"{tmp_path}/cache", "SERVE": "no"}
+    run = ["sh", ROOT / "scripts" / "search.sh", pictures]
+    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "== teacher" not in done.stdout, done.stdout + done.stderr
+    card = json.loads((tmp_path / "runs/export/card.json").read_text())
+    ready = read_run(ROOT / "checkpoints/photos64/student")
+    assert card["head"] == hash_state(ready.heads["sshp"]) and card["data"]["fingerprint"] == ready.facts["data"]
+    assert card["licence"] == "Apache-2.0" and f"{N + 1} pictures" in done.stdout
 
 
 def first_answer(address: str, server: subprocess.Popen) -> bytes:
