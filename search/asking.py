@@ -11,7 +11,7 @@ from PIL import Image
 from data.decode import pixels_of
 from models.exported import Exported, may_ask
 from search.copies import LOOKED, alike, look_at
-from search.index import Filters, Hit, Index
+from search.index import SHORT, Filters, Hit, Index, Record
 from utils.errors import UserError
 
 
@@ -79,11 +79,13 @@ def answers(
             "index": index.identity,
             "generation": index.generation,
             "likely_same": [hit.content for hit in hits[:LOOKED] if alike(look, index, hit.id)],
-            "results": [result(rank, hit) for rank, hit in enumerate(hits, 1)],
+            "results": [{"rank": n, "distance": hit.distance, **facts(hit)} for n, hit in enumerate(hits, 1)],
         }
         for (name, _, hash_ms), hits, look in zip(queries, found, looks, strict=True)
     ]
 
 
-def result(rank: int, hit: Hit) -> dict:
-    return {"rank": rank, "path": hit.path, "distance": hit.distance, "id": hit.content}
+def facts(picture: Hit | Record) -> dict:
+    """What is said of a picture."""
+    content = picture.content if isinstance(picture, Hit) else picture.digest[:SHORT]
+    return {"path": picture.path, "id": content, "bytes": picture.size, "taken": picture.taken}

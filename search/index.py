@@ -105,12 +105,14 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A picture that was found, ``distance`` bits away; content: see ``AnyIndex.find``."""
+    """A picture that was found, ``distance`` bits away; content: see ``AnyIndex.find``; the rest as ``Record``'s."""
 
     id: int
     path: str
     distance: int
     content: str
+    size: int
+    taken: float
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class AnyIndex:
                 near = len(ids) if radius is None else np.searchsorted(distances, radius, side="right")
                 pairs = zip(ids[:near].tolist(), distances[:near].tolist(), strict=True)
                 try:
-                    hits = [Hit(i, facts[i][0], distance, facts[i][1][:SHORT]) for i, distance in pairs]
+                    hits = [Hit(i, facts[i][0], distance, facts[i][1][:SHORT], *facts[i][2:]) for i, distance in pairs]
                 except KeyError:
                     return None
                 if unique:
@@ -625,11 +627,12 @@ class Index(AnyIndex):
             yield lambda k, now=now: list(zip(*_nearest(codes, k, *now), strict=True))
             before = now[0]
 
-    def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, str]]:
-        """(path, digest) of those ids that are there."""
+    def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, str, int, float]]:
+        """(path, digest, size, taken) of those ids that are there."""
+        what = "p.id, f.path, p.name, p.digest, p.size, p.taken"
         with self._reading() as con:
-            rows = con.execute(f"SELECT p.id, f.path, p.name, p.digest {OF_IDS}", [json.dumps(ids.tolist())])
-            return {i: (_joined(folder, name), digest.hex()) for i, folder, name, digest in rows}
+            rows = con.execute(f"SELECT {what} {OF_IDS}", [json.dumps(ids.tolist())])
+            return {i: (_joined(folder, name), digest.hex(), *more) for i, folder, name, digest, *more in rows}
 
     # What is known of pictures
 

@@ -228,8 +228,9 @@ class MilvusIndex(AnyIndex):
         for level in (self._level, *["Strong"] * 9):  # again where one that was found has been removed since
             yield lambda k, level=level: self._ranked(codes, k, where, level)
 
-    def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, str]]:
-        return {i: (row["path"], row["digest"]) for i, row in self._rows(ids, ["path", "digest"]).items()}
+    def _paths(self, ids: np.ndarray) -> dict[int, tuple[str, str, int, float]]:
+        fields = ["path", "digest", "size", "taken"]
+        return {i: tuple(row[field] for field in fields) for i, row in self._rows(ids, fields).items()}
 
     def _ranked(self, codes: np.ndarray, k: int, where: Filters, level: str, exact: bool = False) -> list[tuple]:
         """(distances, ids) of the k nearest of every code, by distance and id."""

@@ -33,10 +33,10 @@ from starlette.formparsers import MultiPartParser
 from data.decode import FORMATS, HEAD, format_of, opened
 from data.tree import time_of
 from models.exported import Exported, may_ask
-from search.asking import answers, hashed
+from search.asking import answers, facts, hashed
 from search.copies import duplicates, look_of
 from search.guard import MAX_BODY, MAX_UPLOAD, TOO_LARGE, Ascii, Guard, failure
-from search.index import SHORT, Filters, Index, Record
+from search.index import Filters, Index, Record
 from utils.errors import UserError, first_line
 
 PAGE = Path(__file__).parent / "page"
@@ -51,11 +51,16 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 ORIGINAL = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
 
 
-class Result(BaseModel):
-    rank: int = Field(description="from 1")
+class Picture(BaseModel):
     path: str
-    distance: int = Field(description="bits that differ")
     id: str = Field(description="of its content: of /thumbnail, /original and a further search, in any index")
+    bytes: int
+    taken: float = Field(description="in seconds since 1970, as a clock showed it there; of undated files their time")
+
+
+class Result(Picture):
+    rank: int = Field(description="from 1")
+    distance: int = Field(description="bits that differ")
 
 
 class Answer(BaseModel):
@@ -89,8 +94,7 @@ class Info(BaseModel):
     problem: str | None = Field(description="why no query can be answered now")
 
 
-class Copy(Example):
-    bytes: int
+class Copy(Picture):
     kind: str = Field(description="same bytes as the one to keep, which is the first, or near copy")
 
 
@@ -153,10 +157,6 @@ def check_original(record: Record) -> str:
     return "image/heic" if kind == "HEIF" else f"image/{kind.lower()}"
 
 
-def copy_of(record: Record, kind: str) -> dict:
-    return {"id": record.digest[:SHORT], "path": record.path, "bytes": record.size, "kind": kind}
-
-
 class Searcher:
     """An index and the student that asks it."""
 
@@ -193,7 +193,7 @@ class Searcher:
         with self.comparing:
             if self.groups[0] != (state := self.state()) or not self.index.generation:
                 groups = duplicates(self.index)[:MAX_GROUPS]
-                self.groups = state, [[copy_of(one, group.kind(one)) for one in group.pictures] for group in groups]
+                self.groups = (state, [[facts(one) | {"kind": g.kind(one)} for one in g.pictures] for g in groups])
             return self.groups[1]
 
     def state(self) -> tuple:

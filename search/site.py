@@ -96,10 +96,11 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
     folders = index.folders()
     place = {path: n for n, path in enumerate(folders)}
     top = common(folders)
-    places, contents, looks = np.zeros(len(ids), "<u4"), [], []
+    places, taken, contents, looks = np.zeros(len(ids), "<u4"), np.zeros(len(ids)), [], []
     for start in tqdm(range(0, len(ids), GROUP), "writing", unit="group"):
         records = index.records(ids[start : start + GROUP].tolist())
         places[start : start + GROUP] = [place[os.path.dirname(record.path)] for record in records]
+        taken[start : start + GROUP] = [record.taken for record in records]
         thumbnails = [index.thumbnail(record.id) for record in records]
         contents += [record.digest[:SHORT] for record in records]
         looks += [bytes(LOW) if (look := look_of(index, record.id)) is None else look.tobytes() for record in records]
@@ -110,6 +111,7 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
         (folder / f"names-{start // GROUP}.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
     (folder / "codes.bin").write_bytes(codes.tobytes())
     (folder / "folders.bin").write_bytes(places.tobytes())
+    (folder / "taken.bin").write_bytes(taken.astype("<f8").tobytes())
     (folder / "looks.bin").write_bytes(b"".join(looks))
     (folder / "ids.bin").write_bytes(bytes.fromhex("".join(contents)))
     shutil.copyfile(student.folder / MODEL, folder / MODEL)

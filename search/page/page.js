@@ -13,25 +13,35 @@ let info = null;
 let asking = new AbortController();
 let hits = []; // of the last answer, those that are not shown yet among them
 let shown = 0;
-let question = null; // {id} or {file}: what was asked last
+let question = null; // {id} or {file, name}: what the bar shows
+let answered = null; // the one that the grid is of
+let top = ""; // the folder that all others are in
 
 history.scrollRestoration = "manual";
 
 // What is said
 
 const base = (path) => path.split(/[/\\]/).pop();
+const folderOf = (path) => path.slice(0, -base(path).length - 1);
+const below = (folder) => folder.slice(top.length).replace(/^[/]/, "");
 const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+const day = (seconds, month = "short") => {
+  const date = new Date(1000 * seconds); // as the clock showed it there: no zone of ours
+  return isNaN(date) ? "" : date.toLocaleDateString("en-GB", { day: "numeric", month, year: "numeric", timeZone: "UTC" });
+};
+// Shares of the bits that differ, at most.
+const GRADES = [[1 / 8, "very alike"], [1 / 4, "alike"], [1, "loosely alike"]];
+const grade = ({ distance, same }) => (same ? "likely the same" : GRADES.find(([share]) => distance <= share * info.bits)[1]);
 
 function wrong(text) {
   $("error").textContent = text;
   $("error").hidden = !text;
-  if (text) $("status").textContent = "";
 }
 
 // Another index, or a newer state of it, may be there by now. Addresses name contents, so none shows another picture.
 function compare(now) {
   const other = ["index", "generation", "version"].some((key) => key in now && now[key] !== info[key]);
-  const date = info.newest && new Date(1000 * info.newest).toLocaleDateString("en-GB", { day: "numeric", month: "long", year: "numeric" });
+  const date = info.newest && day(info.newest - 60 * new Date().getTimezoneOffset(), "long");
   $("newer").firstChild.data = `${number.format(info.pictures)} pictures${date ? ` of ${date}` : ""}; newer there: `;
   $("newer").hidden = !other;
 }
@@ -47,10 +57,10 @@ $("newer").lastChild.addEventListener("click", async (event) => {
 
 function describe(answer) {
   const n = answer.results.length;
-  const found = n ? `${number.format(n)} nearest of ${number.format(answer.searched)} pictures` : "Nothing that near";
+  const pictures = `${number.format(answer.searched)} pictures`;
+  $("status").textContent = n ? `The ${number.format(n)} most alike of ${pictures}` : `Nothing that near among ${pictures}`;
   const hashed = answer.hash_ms ? `hashed in ${milliseconds(answer.hash_ms)}` : "its code was known";
-  const among = n ? "" : ` among ${number.format(answer.searched)} pictures: allow a larger distance or another folder`;
-  $("status").textContent = `${found}${among} · ${hashed} · searched in ${milliseconds(answer.search_ms)}`;
+  $("timing").textContent = `${info.student.backbone ?? "student"}, ${hashed}, searched in ${milliseconds(answer.search_ms)}`;
 }
 
 // The grid
@@ -63,61 +73,50 @@ const near = new IntersectionObserver((seen) => {
   }
 }, { rootMargin: "200px" });
 
-function tile({ id, path, distance, rank, same, heading }) {
-  const item = document.createElement("li");
-  if (heading) {
-    item.className = "heading";
-    item.textContent = heading;
-    return item;
-  }
-  const button = document.createElement("button");
+function make(tag, name, text) {
+  const element = document.createElement(tag);
+  element.className = name;
+  element.textContent = text;
+  return element;
+}
+
+function tile(hit) {
+  const { id, path, distance, taken, heading } = hit;
+  if (heading) return make("li", "heading", heading);
+  const item = make("li", "hit", "");
+  const button = make("button", "", "");
   const picture = document.createElement("img");
-  item.className = "hit";
   item.dataset.id = id;
   button.type = "button";
   button.tabIndex = -1;
   button.title = path;
-  const known = distance === undefined;
-  button.setAttribute("aria-label", known ? `Search by ${base(path)}` : `${rank}: ${base(path)}, ${distance} of ${info.bits} bits differ${same ? ", likely the same picture" : ""}. Search by it`);
   picture.alt = "";
   picture.draggable = false;
   picture.onload = () => picture.classList.add("there");
-  const failed = (text) => {
-    button.title = text;
+  item.load = () => engine.thumbnail(id).then((address) => (picture.src = address), picture.onerror);
+  picture.onerror = () => {
+    picture.replaceWith(make("span", "none", "no preview"));
     look();
   };
-  picture.onerror = () => failed(`${path}: its thumbnail can't be had`);
-  item.load = () => engine.thumbnail(id).then((address) => (picture.src = address), (error) => failed(error.message));
   near.observe(item);
   button.append(picture);
-  if (!known) {
-    const mark = document.createElement("span");
-    mark.className = distance ? "distance" : "distance same";
-    mark.textContent = distance;
-    mark.title = `${distance} of ${info.bits} bits differ`;
-    button.append(mark);
-    if (same) {
-      const likely = document.createElement("span");
-      likely.className = "likely";
-      likely.textContent = "likely the same";
-      button.append(likely);
-    }
-  }
   item.append(button);
-  const caption = document.createElement("p");
-  const name = document.createElement("span");
-  caption.className = "caption";
-  name.textContent = base(path);
-  name.title = path;
-  caption.append(name);
+  const said = [base(path), below(folderOf(path)), day(taken)];
+  if (distance !== undefined) {
+    item.dataset.distance = distance;
+    button.append(make("span", hit.same ? "grade same" : "grade", grade(hit)));
+    said.splice(1, 0, grade(hit));
+  }
+  button.setAttribute("aria-label", `Search by ${said.filter(Boolean).join(", ")}`);
+  const caption = make("p", "caption", "");
+  caption.append(make("span", "file", base(path)), make("span", "place", below(folderOf(path))), make("span", "day", day(taken)));
   const address = engine.original(id);
   if (address) {
-    const link = document.createElement("a");
+    const link = make("a", "", "↗");
     link.href = address;
     link.target = "_blank";
     link.rel = "noopener";
     link.tabIndex = -1;
-    link.textContent = "↗";
     link.title = `Open ${path}`;
     link.setAttribute("aria-label", `Open ${base(path)} (key: o)`);
     caption.append(link);
@@ -184,26 +183,36 @@ async function preview(asked) {
   if (open) $("open").href = open;
 }
 
-async function ask(asked, { count = BATCH, scroll = 0, focus = false } = {}) {
+// What is asked, or the invitation to ask.
+function bar(asked, state = asked ? "asked" : "start") {
+  body.dataset.state = state;
+  const name = asked && (asked.name ? base(asked.name) : "One of these pictures");
+  $("title").textContent = name ?? "Which pictures look like yours?";
+  $("title").title = asked?.name ?? "";
+  document.title = asked?.name ? `${name} – search by picture` : "Search by picture";
+  $("hint").textContent = !asked ? "Drop one anywhere on this page, paste it, or" : asked !== answered ? "Searching…" : asked.file ? "your picture" : "from the index";
+  if (question === asked) return;
+  question = asked;
+  $("picture").hidden = $("open").hidden = true;
+  if (asked) preview(asked).catch(() => {});
+}
+
+// What fails leaves the question and the answer before it where they are.
+async function ask(asked, { count = BATCH, scroll = 0, focus = false, push = false } = {}) {
   asking.abort();
   asking = new AbortController();
   const { signal } = asking;
-  question = asked;
-  wrong($("note").textContent = "");
-  body.dataset.state = "asked";
+  const { state } = body.dataset;
+  wrong("");
   body.classList.add("busy");
-  $("title").textContent = asked.file ? asked.file.name || "Your picture" : "";
-  $("hint").textContent = asked.file ? "your picture" : "from the index";
-  $("picture").hidden = $("open").hidden = true;
+  bar(asked);
   try {
     if (asked.file) check(asked.file);
-    preview(asked).catch(() => {});
     const answer = await engine.search({ ...asked, ...options() }, signal);
     if (signal.aborted) return;
-    const name = asked.file?.name ?? answer.query;
-    $("title").textContent = base(name);
-    $("title").title = name;
-    document.title = `${base(name)} – search by picture`;
+    if (push) visit(asked);
+    asked.name ??= answer.query;
+    bar((answered = asked));
     const same = new Set(answer.likely_same);
     fill(answer.results.map((hit) => ({ ...hit, same: same.has(hit.id) })), Math.max(count, BATCH));
     describe(answer);
@@ -213,7 +222,8 @@ async function ask(asked, { count = BATCH, scroll = 0, focus = false } = {}) {
     if (focus) $("results").querySelector("button")?.focus({ preventScroll: true });
   } catch (error) {
     if (signal.aborted) return;
-    fill([]);
+    if (state === "opening") start();
+    else bar(answered, answered ? "asked" : state === "copies" ? state : "start");
     wrong(error.message);
     look();
   } finally {
@@ -236,25 +246,19 @@ function address(asked) {
 
 const keep = () => history.replaceState({ ...history.state, shown, scroll: scrollY }, "");
 
-function go(asked, more = {}) {
+function visit(asked) {
   keep();
   const state = { id: asked.id };
   if (asked.file) files.set((state.file = files.size + 1), asked.file);
   history.pushState(state, "", address(asked));
-  return ask(asked, more);
 }
 
 function start() {
   asking.abort();
-  question = null;
+  answered = null;
+  bar(null);
   body.classList.remove("busy");
-  body.dataset.state = "start";
-  document.title = "Search by picture";
-  $("title").textContent = "Which pictures look like yours?";
-  $("title").title = "";
-  $("hint").textContent = "Drop one anywhere on this page, paste it, or";
-  $("picture").hidden = $("open").hidden = true;
-  $("note").textContent = "";
+  $("note").textContent = $("timing").textContent = "";
   wrong(info.problem || "");
   fill(info.problem ? [] : info.examples);
   $("status").textContent = info.problem || !info.examples.length ? "" : "Or begin with one of these:";
@@ -291,7 +295,8 @@ function show(state) {
   for (const id of ["k", "radius", "folder"]) $(id).value = words.get(id) ?? $(id).dataset.usual;
   const place = { count: state?.shown, scroll: state?.scroll };
   if (state?.file) {
-    if (files.has(state.file)) return ask({ file: files.get(state.file) }, place);
+    const file = files.get(state.file);
+    if (file) return ask({ file, name: file.name || "Your picture" }, place);
     start();
     return wrong("That picture was not kept when the page was closed; choose it again.");
   }
@@ -317,7 +322,7 @@ $("home").addEventListener("click", (event) => {
 function take(list, none) {
   if (!info) return;
   const picture = [...list].find((file) => file.type.startsWith("image/")) ?? list[0];
-  if (picture) go({ file: picture });
+  if (picture) ask({ file: picture, name: picture.name || "Your picture" }, { push: true });
   else wrong(none);
 }
 
@@ -356,7 +361,7 @@ for (const id of ["k", "radius", "folder"]) {
 
 $("results").addEventListener("click", (event) => {
   const item = event.target.closest("button")?.closest("li");
-  if (item) go({ id: item.dataset.id }, { focus: true });
+  if (item) ask({ id: item.dataset.id }, { focus: true, push: true });
 });
 $("results").addEventListener("focusin", (event) => {
   const button = event.target.closest("button");
@@ -390,19 +395,17 @@ function listed(folders) {
     const parts = folder.split("/");
     for (let n = parts.length; n > 0; n--) all.add(parts.slice(0, n).join("/"));
   }
-  const top = [...all].filter((above) => folders.every((folder) => folder === above || folder.startsWith(`${above}/`)));
-  const common = top.sort((a, b) => b.length - a.length)[0] ?? "";
-  const below = [...all].filter((folder) => folder !== common && folder.startsWith(common && `${common}/`)).sort();
-  const skip = common.split("/").length;
-  return below.map((folder) => {
-    const parts = folder.split("/").slice(common ? skip : 0);
+  const inside = (folder, above) => !above || folder === above || folder.startsWith(`${above}/`);
+  top = [...all].filter((above) => folders.every((folder) => inside(folder, above))).sort((a, b) => b.length - a.length)[0] ?? "";
+  return [...all].filter((folder) => folder !== top && inside(folder, top)).sort().map((folder) => {
+    const parts = below(folder).split("/");
     return new Option("\u2003".repeat(parts.length - 1) + parts.at(-1), folder);
   });
 }
 
 function introduce() {
-  const { student, bits, pictures, folders } = info;
-  $("about").textContent = [`${number.format(pictures)} pictures`, `${bits} bits`, student.backbone].filter(Boolean).join(" · ");
+  const { bits, pictures, folders } = info;
+  $("about").textContent = `${number.format(pictures)} pictures`;
   $("k").max = info.max_k;
   $("radius").max = bits;
   $("bits").textContent = `of ${bits} bits`;
@@ -433,5 +436,6 @@ try {
   introduce();
   show(history.state);
 } catch (error) {
+  $("status").textContent = "";
   wrong(error.message);
 }

@@ -10,6 +10,7 @@ const groups = new Map(); // promises of {names, ids, sizes} by number
 const rows = new Map(); // of pictures that were shown, by id: a row is a place, and another state has another picture there
 let looks; // promise: of all pictures
 let ids; // promise: of all pictures
+let taken; // promise: when all pictures were
 const thumbs = new Map(); // whole files of thumbnails
 let parts; // promise: whether the host gives parts of files
 
@@ -172,6 +173,13 @@ async function rowOf(id) {
   return rows.get(id);
 }
 
+async function times() {
+  taken ??= get(new URL("taken.bin", data)).then((response) => response.arrayBuffer());
+  return new Float64Array(await taken.catch((error) => { taken = undefined; throw error; }));
+}
+
+const facts = async (row, taken) => ({ path: await path(row), id: await idOf(row), taken: taken[row] });
+
 // Which of these rows are likely the same picture.
 async function likely(seen, row, found) {
   looks ??= get(new URL("looks.bin", data)).then((response) => response.arrayBuffer());
@@ -194,6 +202,7 @@ async function search({ file, id, k, radius, folder }) {
   const { searched, rows: found, distances } = nearest(new Uint32Array(query.buffer), words, query.length / 4, k,
     radius ?? Infinity, inside && ((row) => inside[folderOf[row]]));
   const done = performance.now();
+  const taken = await times();
   const same = await likely(file && look(picture), asked, found);
   return {
     ...(file && !(await faithful()) && { note: NOISE }),
@@ -203,7 +212,7 @@ async function search({ file, id, k, radius, folder }) {
     searched,
     likely_same: await Promise.all(same.map(idOf)),
     results: await Promise.all(Array.from(found, async (row, i) => (
-      { rank: i + 1, path: await path(row), distance: distances[row], id: await idOf(row) }))),
+      { rank: i + 1, distance: distances[row], ...await facts(row, taken) }))),
   };
 }
 

@@ -107,7 +107,7 @@ def paste(page: Page, png: bytes | None) -> None:
 
 def shown(page: Page) -> list[tuple[str, int]]:
     """(id, distance) of the tiles, once the answer is there."""
-    page.wait_for_selector("body:not(.busy) .distance")
+    page.wait_for_selector("body:not(.busy) .grade")
     pairs = page.evaluate("""[...document.querySelectorAll(".hit")].map((e) =>
-        [e.dataset.id, Number(e.querySelector(".distance").textContent)])""")
+        [e.dataset.id, Number(e.dataset.distance)])""")
     return [tuple(pair) for pair in pairs]

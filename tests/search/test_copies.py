@@ -80,7 +80,7 @@ def test_the_page_shows_copies(chromium, made):
             expect(page.locator(".hit")).to_have_count(6)
             expect(page.locator("#status")).to_contain_text("2 groups. Nothing is deleted")
             page.locator(".hit button").nth(3).click()
-            expect(page.locator(".likely")).to_have_count(3)
+            expect(page.locator(".grade.same")).to_have_count(3)
             page.go_back()
             expect(page.locator(".heading").first).to_contain_text("3 of the same bytes; keep the first")
 

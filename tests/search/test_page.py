@@ -3,11 +3,13 @@
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -32,6 +34,8 @@ from search.server import listen, make_app
 from utils.errors import UserError
 
 HERE = "http://127.0.0.1:8000"
+GRADES = """[...document.querySelectorAll(".hit")].map((e) =>
+    [Number(e.dataset.distance), e.querySelector(".grade").textContent])"""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,8 @@ def test_answers_are_those_of_the_index(client, index, made):
         assert answer["query"] == "x.png" and answer["hash_ms"] > 0 and answer["search_ms"] > 0
         assert answer["searched"] == (60 if form else 90) and len(expected) > 3
         assert answer["results"] == [
-            {"rank": rank, "path": hit.path, "distance": hit.distance, "id": hit.content}
+            {"rank": rank, "distance": hit.distance, "path": hit.path, "id": hit.content}
+            | {"bytes": Path(hit.path).stat().st_size, "taken": hit.taken}
             for rank, hit in enumerate(expected, 1)
         ]
 
@@ -544,7 +549,7 @@ def test_a_dropped_picture_is_searched_by(page, index, made, tmp_path):
     picture = tmp_path / "mine.png"
     draw(8).save(picture)
     drop(page, picture)
-    expect(page.locator("#status")).to_contain_text("90 nearest of 90 pictures · hashed in")
+    expect(page.locator("#status")).to_have_text("The 90 most alike of 90 pictures")
     hits = index.search(made[1].code(np.asarray(draw(8)))[None], 100)[0]
     assert shown(page)[:20] == [(hit.content, hit.distance) for hit in hits[:20]]
     expect(page.locator("#title")).to_have_text("mine.png")
@@ -555,12 +560,12 @@ def test_pasted_and_chosen_pictures(page, tmp_path):
     picture = tmp_path / "mine.png"
     draw(8).save(picture)
     page.set_input_files("#choose", picture)
-    expect(page.locator(".distance").first).to_be_visible()
+    expect(page.locator(".grade").first).to_be_visible()
     chosen = shown(page)
     page.go_back()
-    expect(page.locator(".distance")).to_have_count(0)
+    expect(page.locator(".grade")).to_have_count(0)
     paste(page, picture.read_bytes())
-    expect(page.locator(".distance").first).to_be_visible()
+    expect(page.locator(".grade").first).to_be_visible()
     assert shown(page) == chosen
     page.keyboard.press("Escape")
     paste(page, None)
@@ -582,7 +587,7 @@ def test_a_result_is_a_question_and_back_is_the_way_back(page, served):
     expect(page).to_have_url(served)
     expect(page.locator("#status")).to_have_text("Or begin with one of these:")
     page.goto(first)  # an address that was sent to somebody
-    expect(page.locator(".distance.same").first).to_be_visible()
+    expect(page.locator(".hit[data-distance='0']").first).to_be_visible()
 
 
 def test_the_original_opens(page, index):
@@ -607,6 +612,8 @@ def test_the_grid_fills_as_it_is_scrolled(page):
 def test_k_radius_and_folder(page, index):
     page.goto(f"{page.url}?id={content_of(index)}")  # in the first folder
     expect(page.locator(".hit")).to_have_count(60)
+    page.locator("summary").click()
+    expect(page.locator("#timing")).to_contain_text("its code was known")
     page.fill("#k", "7")
     page.press("#k", "Enter")
     expect(page.locator(".hit")).to_have_count(7)
@@ -634,12 +641,50 @@ def test_what_is_wrong_is_said(page, served, tmp_path):
         (tmp_path / name).write_bytes(content)
         page.set_input_files("#choose", tmp_path / name)
         expect(page.locator("#error")).to_contain_text(words)
-        expect(page.locator(".hit")).to_have_count(0)
     page.goto(f"{served}?id=99999")
     expect(page.locator("#error")).to_contain_text("no picture 99999")
+    expect(page.locator(".hit").first).to_be_visible()
     page.route("**/api/search", lambda route: route.abort())
     page.set_input_files("#choose", files=[{"name": "a.png", "mimeType": "image/png", "buffer": as_bytes(draw(1))}])
     expect(page.locator("#error")).to_contain_text("does not answer")
+
+
+def test_an_error_leaves_question_and_results_where_they_are(page):
+    page.locator(".hit button").first.click()
+    expect(page.locator(".grade").first).to_be_visible()
+    before = page.url, page.locator("#title").inner_text(), page.locator("#status").inner_text(), shown(page)
+    page.set_input_files("#choose", files=[{"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"}])
+    expect(page.locator("#error")).to_contain_text("no.png")
+    expect(page.locator("#picture")).to_be_visible()
+    assert before == (page.url, page.locator("#title").inner_text(), page.locator("#status").inner_text(), shown(page))
+
+
+def test_a_person_s_words_come_first(page, made):
+    expect(page.locator("h1")).to_have_text("Which pictures look like yours?")
+    page.route("**/thumbnail/*", lambda route: route.abort())
+    page.locator(".hit button").first.click()
+    expect(page.locator(".grade").first).to_be_visible()
+    for bits, words in ((0, "likely the same"), (8, "very alike"), (16, "alike"), (64, "loosely alike")):
+        for distance, grade in page.evaluate(GRADES):
+            if distance == bits or (distance and bits / 2 < distance < bits):
+                assert grade in (words, "likely the same"), distance
+    tile = page.locator(".hit", has_text="picture").first
+    expect(tile.locator(".place")).to_have_text(re.compile("^(a|b|b/deep)$"))
+    expect(tile.locator(".day")).to_contain_text(str(time.localtime().tm_year))
+    expect(tile.locator("button")).to_contain_text("no preview")
+    seen = page.locator("body").inner_text()
+    assert not any(word in seen for word in ("bits", "hashed", "code", " ms")), seen
+
+
+def test_whole_pictures_are_shown_whatever_their_shape(page):
+    assert page.locator(".hit img").first.evaluate("(p) => getComputedStyle(p).objectFit") == "contain"
+
+
+def test_what_it_needs_is_said_without_scripts(chromium, served):
+    with chromium.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(served)
+        expect(page.locator(".noscript")).to_contain_text("needs JavaScript")
 
 
 def test_an_empty_index_is_said(chromium, made, tmp_path):
@@ -669,7 +714,7 @@ def test_the_keyboard_is_enough(page):
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    expect(page.locator(".distance.same").first).to_be_visible()
+    expect(page.locator(".hit[data-distance='0']").first).to_be_visible()
     expect(tiles.first).to_be_focused()
     with page.context.expect_page():
         page.keyboard.press("o")
@@ -683,7 +728,7 @@ def test_a_phone(phone):
     expect(phone.locator("label.camera")).to_be_visible()
     assert phone.get_attribute("#photograph", "capture") == "environment"
     phone.locator(".hit button").nth(4).tap()
-    expect(phone.locator(".distance.same").first).to_be_visible()
+    expect(phone.locator(".hit[data-distance='0']").first).to_be_visible()
     assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
     small = """[...document.querySelectorAll("label.button, fieldset input, fieldset select, .hit button")].filter(
         (e) => e.checkVisibility() && e.getBoundingClientRect().height < 40).length"""
