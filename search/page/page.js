@@ -29,6 +29,7 @@ const day = (seconds, month = "short") => {
   const date = new Date(1000 * seconds); // as the clock showed it there: no zone of ours
   return isNaN(date) ? "" : date.toLocaleDateString("en-GB", { day: "numeric", month, year: "numeric", timeZone: "UTC" });
 };
+const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 // Shares of the bits that differ, at most.
 const GRADES = [[1 / 8, "very alike"], [1 / 4, "alike"], [1, "loosely alike"]];
 const grade = ({ distance, same }) => (same ? "likely the same" : GRADES.find(([share]) => distance <= share * info.bits)[1]);
@@ -107,20 +108,9 @@ function tile(hit) {
     button.append(make("span", hit.same ? "grade same" : "grade", grade(hit)));
     said.splice(1, 0, grade(hit));
   }
-  button.setAttribute("aria-label", `Search by ${said.filter(Boolean).join(", ")}`);
+  button.setAttribute("aria-label", `View ${said.filter(Boolean).join(", ")}`);
   const caption = make("p", "caption", "");
   caption.append(make("span", "file", base(path)), make("span", "place", below(folderOf(path))), make("span", "day", day(taken)));
-  const address = engine.original(id);
-  if (address) {
-    const link = make("a", "", "↗");
-    link.href = address;
-    link.target = "_blank";
-    link.rel = "noopener";
-    link.tabIndex = -1;
-    link.title = `Open ${path}`;
-    link.setAttribute("aria-label", `Open ${base(path)} (key: o)`);
-    caption.append(link);
-  }
   item.append(caption);
   return item;
 }
@@ -150,6 +140,55 @@ new ResizeObserver(() => {
   if (shown < hits.length && $("end").getBoundingClientRect().top < innerHeight + 800) more(BATCH);
 }).observe($("results"));
 
+// The viewer: the original where this browser shows it, else the thumbnail
+
+let at = 0; // which of the hits it shows
+const whole = new Image();
+whole.onload = () => ($("large").src = whole.src);
+
+function view(to) {
+  const hit = hits[to];
+  if (!hit) return;
+  at = to;
+  if (to >= shown) more(BATCH);
+  const { id, path, distance, taken, bytes } = hit;
+  $("file").textContent = $("large").alt = base(path);
+  $("where").textContent = [distance !== undefined && grade(hit), below(folderOf(path)), day(taken)].filter(Boolean).join(" · ");
+  const clock = isNaN(new Date(1000 * taken)) ? "" : ` ${new Date(1000 * taken).toISOString().slice(11, 19)}`;
+  const facts = { Path: path, Date: `${day(taken)}${clock}` };
+  if (bytes !== undefined) facts.Size = size(bytes);
+  if (distance !== undefined) facts.Distance = `${distance} of ${info.bits} bits differ`;
+  $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]));
+  const original = engine.original(id);
+  $("open").hidden = !original;
+  if (original) $("open").href = original;
+  $("large").removeAttribute("src");
+  whole.removeAttribute("src");
+  engine.thumbnail(id).catch(() => "").then((address) => {
+    if (at !== to) return;
+    if (address) $("large").src = address;
+    if (original) whole.src = original;
+  });
+  for (const [button, by] of STEPS) $(button).setAttribute("aria-disabled", !hits[beside(by)]);
+  if (!$("view").open) $("view").showModal();
+}
+
+const STEPS = [["previous", -1, "ArrowLeft"], ["next", 1, "ArrowRight"]];
+
+function beside(by) {
+  let to = at + by;
+  while (hits[to]?.heading) to += by;
+  return to;
+}
+
+for (const [button, by, key] of STEPS) {
+  $(button).addEventListener("click", () => view(beside(by)));
+  $("view").addEventListener("keydown", (event) => event.key === key && view(beside(by)));
+}
+$("close").addEventListener("click", () => $("view").close());
+$("alike").addEventListener("click", () => ask({ id: hits[at].id }, { focus: true, push: true }));
+$("view").addEventListener("close", () => $("results").children[at]?.querySelector("button")?.focus());
+
 // Asking
 
 function options() {
@@ -178,13 +217,11 @@ async function preview(asked) {
   picture.hidden = false;
   picture.onerror = () => (picture.hidden = true); // a TIFF, say, that this browser can't show
   picture.src = address;
-  const open = asked.file ? null : engine.original(asked.id);
-  $("open").hidden = !open;
-  if (open) $("open").href = open;
 }
 
 // What is asked, or the invitation to ask.
 function bar(asked, state = asked ? "asked" : "start") {
+  $("view").close();
   body.dataset.state = state;
   const name = asked && (asked.name ? base(asked.name) : "One of these pictures");
   $("title").textContent = name ?? "Which pictures look like yours?";
@@ -193,7 +230,7 @@ function bar(asked, state = asked ? "asked" : "start") {
   $("hint").textContent = !asked ? "Drop one anywhere on this page, paste it, or" : asked !== answered ? "Searching…" : asked.file ? "your picture" : "from the index";
   if (question === asked) return;
   question = asked;
-  $("picture").hidden = $("open").hidden = true;
+  $("picture").hidden = true;
   if (asked) preview(asked).catch(() => {});
 }
 
@@ -277,8 +314,8 @@ async function copies() {
     fill(groups.flatMap((pictures) => {
       const others = pictures.slice(1);
       const near = others.some(({ kind }) => kind !== "same bytes") ? "alike: look before you delete any" : "of the same bytes";
-      const kib = Math.ceil(others.reduce((sum, { bytes }) => sum + bytes, 0) / 1024);
-      return [{ heading: `${pictures.length} ${near}; keep the first (the others take ${number.format(kib)} KiB)` }, ...pictures];
+      const bytes = others.reduce((sum, { bytes }) => sum + bytes, 0);
+      return [{ heading: `${pictures.length} ${near}; keep the first (the others take ${size(bytes)})` }, ...pictures];
     }));
     $("status").textContent = groups.length
       ? `${number.format(groups.length)} groups. Nothing is deleted here; python -m search duplicates writes the list.` : "No picture is there more than once.";
@@ -361,7 +398,7 @@ for (const id of ["k", "radius", "folder"]) {
 
 $("results").addEventListener("click", (event) => {
   const item = event.target.closest("button")?.closest("li");
-  if (item) ask({ id: item.dataset.id }, { focus: true, push: true });
+  if (item) view([...$("results").children].indexOf(item));
 });
 $("results").addEventListener("focusin", (event) => {
   const button = event.target.closest("button");
@@ -381,8 +418,6 @@ $("results").addEventListener("keydown", (event) => {
     event.preventDefault();
     const to = items[at + steps[event.key]];
     to?.querySelector("button")?.focus();
-  } else if (event.key === "o") {
-    items[at].querySelector("a")?.click();
   }
 });
 

@@ -105,6 +105,12 @@ def paste(page: Page, png: bytes | None) -> None:
     page.keyboard.press("Control+v")
 
 
+def find_alike(page: Page, n: int = 0) -> None:
+    """Search by the n-th tile, as a person does."""
+    page.locator(".hit button").nth(n).click()
+    page.locator("#alike").click()
+
+
 def shown(page: Page) -> list[tuple[str, int]]:
     """(id, distance) of the tiles, once the answer is there."""
     page.wait_for_selector("body:not(.busy) .grade")

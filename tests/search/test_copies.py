@@ -10,7 +10,7 @@ from conftest import run_here
 from exports import write_export
 from PIL import Image
 from playwright.sync_api import expect
-from small_search import add, draw, opened, running
+from small_search import add, draw, find_alike, opened, running
 from starlette.testclient import TestClient
 
 from models.exported import Exported
@@ -79,7 +79,7 @@ def test_the_page_shows_copies(chromium, made):
             expect(page.locator(".heading")).to_have_count(2)
             expect(page.locator(".hit")).to_have_count(6)
             expect(page.locator("#status")).to_contain_text("2 groups. Nothing is deleted")
-            page.locator(".hit button").nth(3).click()
+            find_alike(page, 3)
             expect(page.locator(".grade.same")).to_have_count(3)
             page.go_back()
             expect(page.locator(".heading").first).to_contain_text("3 of the same bytes; keep the first")
