@@ -654,6 +654,14 @@ class Index(AnyIndex):
             }
         return [known[i] for i in ids]
 
+    def newest_first(self, where: Filters, start: int, n: int) -> tuple[int, list[Record]]:
+        """How many pictures a filter lets through, and n of them from ``start`` on, those taken last first."""
+        condition, values = _condition(where)
+        page = f"SELECT id FROM pictures WHERE {condition} ORDER BY taken DESC, id DESC LIMIT ? OFFSET ?"
+        with self._reading() as con, self.at_one_moment():
+            (count,) = con.execute(f"SELECT count(*) FROM pictures WHERE {condition}", values).fetchone()
+            return count, self.records([i for (i,) in con.execute(page, [*values, n, start])])
+
     def find(self, content: str) -> Record:
         """The picture whose digest begins so (of copies the one added first): what an address names, since ids are
         places, and another index has others there. KeyError: not there."""

@@ -30,6 +30,7 @@ WINDOW, ROWS = 500_000, 10_000  # results and rows a call, so that no message is
 LISTS, EVERY = 1024, 65536  # IVF's inverted lists; those that a search looks at, at most, by Milvus
 BUILD = 24 * 3600  # seconds in which lists must be built, and all be loaded
 RECALL_QUERIES, RECALL_K = 100, 100
+LISTED = 10**6  # pictures that are sorted by date, at most
 SEEN = "Session"  # consistency that waits for what this process added alone: after a call that waited for the rest
 TEXTS = {"path": 65535, "label": 1024, "digest": 64}  # bytes, at most
 KEYS = ("path_key", "folder_key", "digest_key")  # have a sorted index
@@ -298,6 +299,12 @@ class MilvusIndex(AnyIndex):
     def records(self, ids: Sequence[int]) -> list[Record]:
         rows = self._rows(ids, ["path", "size", "mtime_ns", "digest", "label", "taken"])
         return [Record(**rows[int(i)], added=int(i) / 1e6) for i in ids]
+
+    def newest_first(self, where: Filters, start: int, n: int) -> tuple[int, list[Record]]:
+        if (count := self.count(where)) > LISTED:
+            raise UserError(f"{count:,} pictures are too many to be listed by date on Milvus; search, or filter them")
+        rows = sorted((-row["taken"], -row["id"]) for row in self._all(filter_of(where), ["taken"]))
+        return count, self.records([-i for _, i in rows[start : start + n]])
 
     def find(self, content: str) -> Record:
         condition = f"digest like {quoted(content + '%')}"

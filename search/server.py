@@ -4,6 +4,7 @@ What comes over the network is data, never a path, HTML or code; a query writes 
 """
 
 import asyncio
+import calendar
 import hashlib
 import ipaddress
 import os
@@ -14,6 +15,7 @@ import warnings
 from asyncio import to_thread
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +23,7 @@ from typing import Annotated, Any
 import faiss
 import numpy as np
 import uvicorn
-from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
@@ -45,7 +47,6 @@ LARGE = 25_000_000  # above what phones take
 MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
 MAX_K = 1000
 MAX_GROUPS = 1000  # of copies
-EXAMPLES = 24  # pictures to begin with
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # A picture that is opened by itself: it may run nothing, whatever is hidden in it.
 ORIGINAL = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
@@ -74,11 +75,6 @@ class Answer(BaseModel):
     results: list[Result] = Field(description="nearest first, ties in the order added")
 
 
-class Example(BaseModel):
-    id: str
-    path: str
-
-
 class Info(BaseModel):
     index: str = Field(description="a name that no other index has")
     generation: int = Field(description="grows with every change")
@@ -87,11 +83,17 @@ class Info(BaseModel):
     bits: int = Field(description="of a code")
     folders: list[str]
     student: dict = Field(description="card of the exported network that hashes queries")
-    examples: list[Example] = Field(description="a few pictures to begin with")
     max_upload: int = Field(description="bytes")
     max_pixels: int
     max_k: int
     problem: str | None = Field(description="why no query can be answered now")
+
+
+class Pictures(BaseModel):
+    pictures: int = Field(description="that folder and dates let through")
+    index: str = Field(description="a name that no other index has")
+    generation: int = Field(description="of the index: grows with every change")
+    results: list[Picture] = Field(description="those taken last first")
 
 
 class Copy(Picture):
@@ -182,11 +184,17 @@ class Searcher:
         except KeyError:
             raise HTTPException(404, f"the index has no picture {id}; it may have been removed") from None
 
-    def search(self, query: tuple, look: np.ndarray | None, k: int, radius: int | None, folder: str | None) -> dict:
+    def search(self, query: tuple, look: np.ndarray | None, k: int, radius: int | None, where: Filters) -> dict:
         """The answer to (name, code uint8 [w], milliseconds of its hashing)."""
         if problem := self.problem():
             raise HTTPException(409, problem)
-        return answers(self.index, [query], k, radius, Filters(folder=folder or None), looks=[look])[0]
+        return answers(self.index, [query], k, radius, where, looks=[look])[0]
+
+    def pictures(self, where: Filters, start: int, n: int) -> dict:
+        with self.index.at_one_moment():
+            count, records = self.index.newest_first(where, start, n)
+            state = {"index": self.index.identity, "generation": self.index.generation}
+        return {"pictures": count, **state, "results": [facts(record) for record in records]}
 
     def copies(self) -> list[dict]:
         """Groups of copies, computed once a state of the index."""
@@ -198,12 +206,6 @@ class Searcher:
 
     def state(self) -> tuple:
         return self.index.identity, self.index.generation, self.index.opened
-
-    def examples(self) -> list[dict]:
-        """A few pictures that differ: those nearest to random codes, whatever the index is."""
-        codes = np.random.RandomState(0).randint(0, 256, (3 * EXAMPLES, self.student.width)).astype(np.uint8)
-        few = {hits[0].content: hits[0].path for hits in self.index.search(codes, 1) if hits}
-        return [{"id": id, "path": path} for id, path in list(few.items())[:EXAMPLES]]
 
     def info(self) -> dict:
         """Computed once a state of the index, where it has a generation."""
@@ -222,7 +224,6 @@ class Searcher:
             "bits": self.student.bits,
             "folders": self.index.folders(),
             "student": self.student.card,
-            "examples": [] if problem else self.examples(),
             "max_upload": MAX_UPLOAD,
             "max_pixels": MAX_PIXELS,
             "max_k": MAX_K,
@@ -230,7 +231,14 @@ class Searcher:
         }
 
 
+def filters(folder: str | None, after: date | None, before: date | None) -> Filters:
+    times = (day and calendar.timegm(day.timetuple()) for day in (after, before))
+    return Filters(folder or None, None, *times)
+
+
 Id = Annotated[str, InPath(max_length=64)]
+FOLDER = {"max_length": 4096, "description": "only pictures below it"}
+AFTER, BEFORE = {"description": "only those taken on that day or later"}, {"description": "only those taken earlier"}
 
 
 def make_app(index: Index, student: Exported, allowed: Collection[str] = ()) -> Guard:
@@ -298,7 +306,9 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()) -> 
         id: Annotated[str | None, Form(max_length=64, description="of an indexed picture")] = None,
         k: Annotated[int, Form(ge=1, le=MAX_K, description="how many of the nearest")] = 100,
         radius: Annotated[int | None, Form(ge=0, le=2**16, description="none that is farther")] = None,
-        folder: Annotated[str | None, Form(max_length=4096, description="only pictures below it")] = None,
+        folder: Annotated[str | None, Form(**FOLDER)] = None,
+        after: Annotated[date | None, Form(**AFTER)] = None,
+        before: Annotated[date | None, Form(**BEFORE)] = None,
     ) -> Ascii:
         """The pictures nearest to one that is sent, or to one of the index, ties in the order added."""
         if (file is None) == (id is None):
@@ -314,7 +324,18 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()) -> 
                 raise HTTPException(413, f"{name}: {TOO_LARGE}")
             pixels = await on(hashing, readable, count_pixels, content, name)
             query = await on(large if pixels > LARGE else hashing, readable, by_file, content, name)
-        return Ascii(await on(searching, searcher.search, *query, k, radius, folder))
+        return Ascii(await on(searching, searcher.search, *query, k, radius, filters(folder, after, before)))
+
+    @app.get("/api/pictures", responses={200: {"model": Pictures}})
+    async def pictures(
+        folder: Annotated[str | None, Query(**FOLDER)] = None,
+        after: Annotated[date | None, Query(**AFTER)] = None,
+        before: Annotated[date | None, Query(**BEFORE)] = None,
+        start: Annotated[int, Query(ge=0, le=2**31, description="how many of them are passed over")] = 0,
+        n: Annotated[int, Query(ge=1, le=MAX_K, description="how many are listed")] = 60,
+    ) -> Ascii:
+        """All pictures, page by page, those taken last first."""
+        return Ascii(await on(searching, searcher.pictures, filters(folder, after, before), start, n))
 
     @app.get("/api/info", responses={200: {"model": Info}})
     async def info() -> Ascii:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from models.exported import MODEL, Exported
 from search.copies import ALIKE, LOOKED, LOW, look_of
 from search.index import SHORT, Index
-from search.server import EXAMPLES, MAX_K, MAX_PIXELS, PAGE
+from search.server import MAX_K, MAX_PIXELS, PAGE
 from utils.errors import UserError, first_line
 from utils.files import ASIDE, read_json, write_json, written_aside
 
@@ -116,8 +116,6 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
     (folder / "ids.bin").write_bytes(bytes.fromhex("".join(contents)))
     shutil.copyfile(student.folder / MODEL, folder / MODEL)
     below = ["" if path == top else shown(os.path.relpath(path, top)) for path in folders]
-    some = np.linspace(0, len(ids) - 1, min(EXAMPLES, len(ids))).astype(int).tolist()
-    examples = [(row, index.record(ids[row].item()).path) for row in some]
     return {
         "format": FORMAT,
         "pictures": len(ids),
@@ -128,9 +126,6 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
         "shard": SHARD,
         "student": student.card,
         "folders": below,
-        "examples": [
-            {"id": contents[row], "row": row, "path": shown(os.path.relpath(path, top))} for row, path in examples
-        ],
         "max_upload": MAX_UPLOAD,
         "max_pixels": MAX_PIXELS,
         "max_k": MAX_K,

@@ -51,6 +51,7 @@ export async function keep() {
   });
 }
 
+export const browse = (filters) => call("browse", filters);
 export const search = (question) => call("search", question);
 
 export async function thumbnail(id) {

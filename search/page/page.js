@@ -1,9 +1,10 @@
 // The page: a question (a picture of yours, or one of the index), its answer as a grid, and the way back.
-// What answers is an engine: server.js, or browser.js on a site without a server. Both have open, now, search, renew,
-// thumbnail, original; duplicates and keep or null.
+// What answers is an engine: server.js, or browser.js on a site without a server. Both have open, now, browse, search,
+// renew, thumbnail, original; duplicates and keep or null.
 
 const engine = await import(`./${document.documentElement.dataset.engine}.js`);
 const BATCH = 60; // tiles that are added at a time
+const FILTERS = ["k", "radius", "folder", "after", "before"]; // of the form
 
 const $ = (id) => document.getElementById(id);
 const body = document.body;
@@ -13,6 +14,7 @@ let info = null;
 let asking = new AbortController();
 let hits = []; // of the last answer, those that are not shown yet among them
 let shown = 0;
+let onward = null; // gets further hits
 let question = null; // {id} or {file, name}: what the bar shows
 let answered = null; // the one that the grid is of
 let top = ""; // the folder that all others are in
@@ -115,15 +117,24 @@ function tile(hit) {
   return item;
 }
 
-function more(count) {
+async function more(count) {
+  if (shown === hits.length && onward) {
+    const get = onward;
+    onward = null; // until it has answered
+    const further = await get().catch((error) => wrong(error.message));
+    if (!further || hits !== further.hits) return;
+    hits.push(...further.results);
+    if (further.pictures > hits.length) onward = get;
+  }
   const next = hits.slice(shown, shown + count);
   shown += next.length;
   $("results").append(...next.map(tile));
-  $("end").textContent = hits.length && shown === hits.length && question ? "That is all." : "";
+  $("end").textContent = hits.length && shown === hits.length && !onward && body.dataset.state !== "copies" ? "That is all." : "";
 }
 
-function fill(results, count = BATCH) {
+function fill(results, count = BATCH, get = null) {
   hits = results;
+  onward = get;
   shown = 0;
   near.disconnect();
   $("results").replaceChildren();
@@ -132,12 +143,12 @@ function fill(results, count = BATCH) {
   if (first) first.tabIndex = 0;
 }
 
-new IntersectionObserver((seen) => seen.some((s) => s.isIntersecting) && shown < hits.length && more(BATCH), {
+new IntersectionObserver((seen) => seen.some((s) => s.isIntersecting) && (shown < hits.length || onward) && more(BATCH), {
   rootMargin: "800px",
 }).observe($("end"));
 // A tall screen may show the end of a batch and of the next: look again after each.
 new ResizeObserver(() => {
-  if (shown < hits.length && $("end").getBoundingClientRect().top < innerHeight + 800) more(BATCH);
+  if ((shown < hits.length || onward) && $("end").getBoundingClientRect().top < innerHeight + 800) more(BATCH);
 }).observe($("results"));
 
 // The viewer: the original where this browser shows it, else the thumbnail
@@ -150,7 +161,7 @@ function view(to) {
   const hit = hits[to];
   if (!hit) return;
   at = to;
-  if (to >= shown) more(BATCH);
+  if (to >= shown - 1) more(BATCH).then(steps);
   const { id, path, distance, taken, bytes } = hit;
   $("file").textContent = $("large").alt = base(path);
   $("where").textContent = [distance !== undefined && grade(hit), below(folderOf(path)), day(taken)].filter(Boolean).join(" · ");
@@ -169,11 +180,13 @@ function view(to) {
     if (address) $("large").src = address;
     if (original) whole.src = original;
   });
-  for (const [button, by] of STEPS) $(button).setAttribute("aria-disabled", !hits[beside(by)]);
+  steps();
   if (!$("view").open) $("view").showModal();
 }
 
 const STEPS = [["previous", -1, "ArrowLeft"], ["next", 1, "ArrowRight"]];
+
+const steps = () => STEPS.forEach(([button, by]) => $(button).setAttribute("aria-disabled", !hits[beside(by)]));
 
 function beside(by) {
   let to = at + by;
@@ -185,6 +198,14 @@ for (const [button, by, key] of STEPS) {
   $(button).addEventListener("click", () => view(beside(by)));
   $("view").addEventListener("keydown", (event) => event.key === key && view(beside(by)));
 }
+$("folder-of").addEventListener("click", () => {
+  keep();
+  for (const id of FILTERS) $(id).value = $(id).dataset.usual;
+  $("folder").value = folderOf(hits[at].path);
+  if ($("folder").selectedIndex < 0) $("folder").value = ""; // the one above all
+  history.pushState(null, "", address(null));
+  start();
+});
 $("close").addEventListener("click", () => $("view").close());
 $("alike").addEventListener("click", () => ask({ id: hits[at].id }, { focus: true, push: true }));
 $("view").addEventListener("close", () => $("results").children[at]?.querySelector("button")?.focus());
@@ -192,11 +213,17 @@ $("view").addEventListener("close", () => $("results").children[at]?.querySelect
 // Asking
 
 function options() {
-  const value = (id) => ($(id).value === "" ? null : $(id).valueAsNumber);
-  for (const id of ["k", "radius"]) {
-    if (!$(id).checkValidity()) throw new Error(`${id === "k" ? "Nearest" : "Within"}: ${$(id).validationMessage}`);
+  for (const id of FILTERS) {
+    if (!$(id).checkValidity()) throw new Error(`${$(id).labels[0].firstChild.data.trim()}: ${$(id).validationMessage}`);
   }
-  return { k: value("k"), radius: value("radius"), folder: $("folder").value };
+  const number = (id) => ($(id).value === "" ? null : $(id).valueAsNumber);
+  return { k: number("k"), radius: number("radius"), ...days() };
+}
+
+// The last day is one of them; who answers wants the day after.
+function days() {
+  const next = new Date($("before").valueAsNumber + 864e5);
+  return { folder: $("folder").value, after: $("after").value, before: isNaN(next) ? "" : next.toISOString().slice(0, 10) };
 }
 
 function check(file) {
@@ -259,7 +286,7 @@ async function ask(asked, { count = BATCH, scroll = 0, focus = false, push = fal
     if (focus) $("results").querySelector("button")?.focus({ preventScroll: true });
   } catch (error) {
     if (signal.aborted) return;
-    if (state === "opening") start();
+    if (state === "opening") await start();
     else bar(answered, answered ? "asked" : state === "copies" ? state : "start");
     wrong(error.message);
     look();
@@ -273,10 +300,8 @@ async function ask(asked, { count = BATCH, scroll = 0, focus = false, push = fal
 function address(asked) {
   const words = new URLSearchParams();
   if (asked && !asked.file) words.set("id", asked.id);
-  if (asked) {
-    for (const id of ["k", "radius", "folder"]) {
-      if ($(id).value !== $(id).dataset.usual) words.set(id, $(id).value);
-    }
+  for (const id of asked ? FILTERS : FILTERS.slice(2)) {
+    if ($(id).value !== $(id).dataset.usual) words.set(id, $(id).value);
   }
   return `${location.pathname}${words.size ? `?${words}` : ""}`;
 }
@@ -290,22 +315,42 @@ function visit(asked) {
   history.pushState(state, "", address(asked));
 }
 
-function start() {
+// All pictures, the newest first.
+async function start({ count = BATCH, scroll = 0 } = {}) {
   asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
   answered = null;
   bar(null);
-  body.classList.remove("busy");
   $("note").textContent = $("timing").textContent = "";
   wrong(info.problem || "");
-  fill(info.problem ? [] : info.examples);
-  $("status").textContent = info.problem || !info.examples.length ? "" : "Or begin with one of these:";
-  scrollTo(0, 0);
+  if (info.problem) return fill([]);
+  body.classList.add("busy");
+  const filters = days();
+  const page = (start, n) => engine.browse({ ...filters, start, n });
+  try {
+    const first = await page(0, Math.min(Math.max(count, BATCH), info.max_k));
+    if (signal.aborted) return;
+    const { results } = first;
+    const further = () => page(results.length, BATCH).then((next) => ({ ...next, hits: results }));
+    fill(results, results.length, first.pictures > results.length ? further : null);
+    $("status").textContent = first.pictures ? `${number.format(first.pictures)} pictures, the newest first` : "No picture is of that folder and of those days.";
+    compare(first);
+    scrollTo(0, scroll);
+  } catch (error) {
+    if (!signal.aborted) wrong(error.message);
+  } finally {
+    if (!signal.aborted) body.classList.remove("busy");
+  }
 }
 
 // Pictures that are there more than once, the one to keep first.
 async function copies() {
-  start();
-  body.dataset.state = "copies";
+  asking.abort();
+  answered = null;
+  bar(null, "copies");
+  wrong($("note").textContent = $("timing").textContent = "");
+  fill([]);
   body.classList.add("busy");
   $("status").textContent = "Comparing all pictures…";
   try {
@@ -327,18 +372,18 @@ async function copies() {
   }
 }
 
-function show(state) {
+async function show(state) {
   const words = new URLSearchParams(location.search);
-  for (const id of ["k", "radius", "folder"]) $(id).value = words.get(id) ?? $(id).dataset.usual;
+  for (const id of FILTERS) $(id).value = words.get(id) ?? $(id).dataset.usual;
   const place = { count: state?.shown, scroll: state?.scroll };
   if (state?.file) {
     const file = files.get(state.file);
     if (file) return ask({ file, name: file.name || "Your picture" }, place);
-    start();
+    await start();
     return wrong("That picture was not kept when the page was closed; choose it again.");
   }
   if (words.has("duplicates") && engine.duplicates) return copies();
-  return words.has("id") ? ask({ id: words.get("id") }, place) : start();
+  return words.has("id") ? ask({ id: words.get("id") }, place) : start(place);
 }
 
 addEventListener("popstate", (event) => show(event.state));
@@ -385,12 +430,14 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer.files, "What was dropped is no file. Save the picture first, then drop it here.");
 });
 
+// Filters are folded where there is little room.
+const roomy = matchMedia("(min-width: 60rem) and (min-height: 30rem)");
+(roomy.onchange = () => ($("filters").open ||= roomy.matches))();
 $("ask").addEventListener("submit", (event) => event.preventDefault());
-for (const id of ["k", "radius", "folder"]) {
+for (const id of FILTERS) {
   $(id).addEventListener("change", () => {
-    if (!question) return;
     history.replaceState(history.state, "", address(question));
-    ask(question);
+    return question ? ask(question) : start();
   });
 }
 
@@ -447,7 +494,7 @@ function introduce() {
   const options = listed(folders);
   $("folder").append(...options);
   $("folder").closest("label").hidden = !options.length;
-  for (const id of ["k", "radius", "folder"]) $(id).dataset.usual = $(id).value;
+  for (const id of FILTERS) $(id).dataset.usual = $(id).value;
   $("api").hidden = engine.original(0) === null;
   $("copies").hidden = !engine.duplicates;
   $("copies").addEventListener("click", (event) => {

@@ -19,13 +19,15 @@ export const keep = null;
 export const duplicates = () => asked("api/duplicates");
 export const renew = async () => {};
 
-export function search({ file, id, k, radius, folder }, signal) {
+const given = (filters) => Object.entries(filters).filter(([, value]) => value !== null && value !== "");
+
+export const browse = (filters) => asked(`api/pictures?${new URLSearchParams(given(filters))}`);
+
+export function search({ file, id, ...filters }, signal) {
   const form = new FormData();
   if (file) form.append("file", file, file.name || "picture");
   else form.append("id", id);
-  form.append("k", k);
-  if (radius !== null) form.append("radius", radius);
-  if (folder) form.append("folder", folder);
+  for (const [name, value] of given(filters)) form.append(name, value);
   return asked("api/search", { method: "POST", body: form, signal });
 }
 

@@ -64,7 +64,6 @@ async function open(report) {
   code = codes;
   words = padded(codes, info.pictures, info.width);
   folderOf = new Uint32Array(folders.buffer);
-  for (const { id, row } of info.examples) rows.set(id, row);
   return info;
 }
 
@@ -190,19 +189,36 @@ async function likely(seen, row, found) {
   return [...found].slice(0, info.looked).filter((other) => of(other).some(Boolean) && apart(other) <= info.alike);
 }
 
-async function search({ file, id, k, radius, folder }) {
+// Whether a row is of a folder, or below it, and of these days.
+function filter({ folder, after, before }, taken) {
+  if (!folder && !after && !before) return null;
+  const inside = info.folders.map((name) => !folder || name === folder || name.startsWith(`${folder}/`));
+  const [from, to] = [after ? Date.parse(after) / 1000 : -Infinity, before ? Date.parse(before) / 1000 : Infinity];
+  return (row) => inside[folderOf[row]] && taken[row] >= from && taken[row] < to;
+}
+
+let listed = []; // rows that were listed last, newest first
+async function browse({ start, n, ...filters }) {
+  const taken = await times();
+  if (!start) {
+    listed = [...taken.keys()].filter(filter(filters, taken) ?? (() => true));
+    listed.sort((a, b) => taken[b] - taken[a] || b - a);
+  }
+  return { pictures: listed.length, results: await Promise.all(listed.slice(start, start + n).map((row) => facts(row, taken))) };
+}
+
+async function search({ file, id, k, radius, ...filters }) {
   if (!info.pictures) throw new Error("the index is empty");
   const asked = file ? null : await rowOf(id);
+  const taken = await times();
   const begun = performance.now();
   const query = new Uint8Array(4 * Math.ceil(info.width / 4));
   const picture = file && (await read(file));
   query.set(file ? await codeOf(picture) : code.subarray(asked * info.width, (asked + 1) * info.width));
   const ready = performance.now();
-  const inside = folder && info.folders.map((name) => name === folder || name.startsWith(`${folder}/`));
   const { searched, rows: found, distances } = nearest(new Uint32Array(query.buffer), words, query.length / 4, k,
-    radius ?? Infinity, inside && ((row) => inside[folderOf[row]]));
+    radius ?? Infinity, filter(filters, taken));
   const done = performance.now();
-  const taken = await times();
   const same = await likely(file && look(picture), asked, found);
   return {
     ...(file && !(await faithful()) && { note: NOISE }),
@@ -243,7 +259,7 @@ async function thumbnail(id) {
   return (await thumbs.get(number)).slice(start, start + sizes[at], "image/jpeg");
 }
 
-const calls = { open, search, thumbnail, hashed };
+const calls = { open, browse, search, thumbnail, hashed };
 
 addEventListener("message", async ({ data: { number, call, value } }) => {
   const report = (share, total) => postMessage({ number, share, total });

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import date, timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,7 +20,20 @@ import pytest
 from conftest import ROOT, command_line
 from exports import write_export
 from playwright.sync_api import expect
-from small_search import MARKUP, PHONE, add, as_bytes, draw, drop, find_alike, opened, paste, running, shown, write_index
+from small_search import (
+    MARKUP,
+    PHONE,
+    add,
+    as_bytes,
+    draw,
+    drop,
+    find_alike,
+    opened,
+    paste,
+    running,
+    shown,
+    write_index,
+)
 from starlette.testclient import TestClient
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -128,7 +142,6 @@ def test_info_says_what_is_searched(client, index, made):
     assert (info["pictures"], info["bits"], info["problem"]) == (90, 64, None)
     assert info["folders"] == index.folders() and len(info["folders"]) == 3
     assert info["student"]["model_sha256"] == made[1].hash
-    assert len({example["id"] for example in info["examples"]}) == server.EXAMPLES
 
 
 def test_thumbnails_and_originals(client, index):
@@ -450,7 +463,7 @@ def test_an_empty_index_and_a_model_of_another_kind(made, tmp_path):
         client = TestClient(make_app(empty, made[1]), HERE)
         assert "empty" in refused(ask(client, as_bytes(draw(1))), 409)
         info = client.get("/api/info").json()
-        assert info["pictures"] == 0 and "empty" in info["problem"] and info["examples"] == []
+        assert info["pictures"] == 0 and "empty" in info["problem"]
     other = Exported(write_export(tmp_path / "other", seed=1))
     with Index(made[0]) as index:
         client = TestClient(make_app(index, other), HERE)
@@ -584,7 +597,7 @@ def test_a_result_is_a_question_and_back_is_the_way_back(page, served):
     expect(page).to_have_url(first)
     page.go_back()
     expect(page).to_have_url(served)
-    expect(page.locator("#status")).to_have_text("Or begin with one of these:")
+    expect(page.locator("#status")).to_have_text("90 pictures, the newest first")
     page.goto(first)  # an address that was sent to somebody
     expect(page.locator(".hit[data-distance='0']").first).to_be_visible()
 
@@ -594,6 +607,54 @@ def test_the_original_opens(page, index):
     with page.context.expect_page() as other:
         page.locator("#open").click()
     assert other.value.locator("img").evaluate("p => p.naturalWidth") == 64
+
+
+def test_all_pictures_by_date_and_folder(client, index, made):
+    ids = index.codes()[0].tolist()
+    newest = sorted(index.records(ids), key=lambda one: (-one.taken, -one.id))
+    first, rest = (client.get("/api/pictures", params={"start": s, "n": 50}).json() for s in (0, 50))
+    assert first["pictures"] == 90 and first["generation"] == index.generation
+    assert [one["path"] for one in first["results"] + rest["results"]] == [one.path for one in newest]
+    folder = str(made[0].parent / "pictures/b")
+    assert client.get("/api/pictures", params={"folder": folder}).json()["pictures"] == 60
+    today = date.today()
+    for after, n in ((today, 90), (today + timedelta(2), 0)):
+        assert client.get("/api/pictures", params={"after": after}).json()["pictures"] == n
+        assert ask(client, id=content_of(index), after=str(after)).json()["searched"] == n
+    refused(client.get("/api/pictures?before=yesterday"), 422)
+
+
+def test_browsing_by_date_and_folder(chromium, tmp_path):
+    path, student = write_index(tmp_path, 150)
+    files = sorted((tmp_path / "pictures").rglob("*.jpg"))
+    for day, file in enumerate(files):
+        os.utime(file, (1.7e9 + 86400 * day, 1.7e9 + 86400 * day))  # from 14 November 2023 on
+    with Index(path, write=True) as writer:
+        writer.remove(writer.codes()[0].tolist())
+        add(writer, student, tmp_path / "pictures")
+    with Index(path) as index, running(make_app(index, student)) as address, opened(chromium, address) as page:
+        expect(page.locator("#status")).to_have_text("150 pictures, the newest first")
+        expect(page.locator(".day").first).to_have_text("11 Apr 2024")
+        expect(page.locator(".hit")).to_have_count(60)
+        page.locator(".hit").last.scroll_into_view_if_needed()
+        expect(page.locator(".hit")).to_have_count(120)
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        expect(page.locator(".hit")).to_have_count(150)
+        expect(page.locator("#end")).to_have_text("That is all.")
+        page.fill("#after", "2023-11-16")
+        page.fill("#before", "2023-11-20")
+        expect(page.locator("#status")).to_have_text("5 pictures, the newest first")
+        assert "after=2023-11-16" in page.url and "before=2023-11-20" in page.url
+        find_alike(page)
+        expect(page.locator("#status")).to_have_text("The 5 most alike of 5 pictures")
+        page.locator(".hit button").first.click()
+        page.locator("#folder-of").click()
+        expect(page.locator("#status")).to_have_text("50 pictures, the newest first")
+        expect(page.locator("#folder")).to_have_value(str(tmp_path / "pictures/a"))
+        page.go_back()
+        expect(page.locator("#status")).to_have_text("The 5 most alike of 5 pictures")
+        page.locator("#home").click()
+        expect(page.locator("#status")).to_have_text("150 pictures, the newest first")
 
 
 def test_a_tile_opens_a_viewer(page, index):
@@ -630,7 +691,7 @@ def test_a_tile_opens_a_viewer(page, index):
 def test_the_grid_fills_as_it_is_scrolled(page):
     page.set_viewport_size({"width": 500, "height": 400})
     find_alike(page)
-    expect(page.locator(".hit")).to_have_count(60)
+    shown(page)
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     expect(page.locator(".hit")).to_have_count(90)
     expect(page.locator("#end")).to_have_text("That is all.")
@@ -641,7 +702,7 @@ def test_the_grid_fills_as_it_is_scrolled(page):
 def test_k_radius_and_folder(page, index):
     page.goto(f"{page.url}?id={content_of(index)}")  # in the first folder
     expect(page.locator(".hit")).to_have_count(60)
-    page.locator("summary").click()
+    page.locator("#details summary").click()
     expect(page.locator("#timing")).to_contain_text("its code was known")
     page.fill("#k", "7")
     page.press("#k", "Enter")
@@ -727,7 +788,7 @@ def test_an_empty_index_is_said(chromium, made, tmp_path):
 def test_the_keyboard_is_enough(page):
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
-    for _ in range(9):
+    for _ in range(30):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.closest('.hit') !== null"):
             break
@@ -737,7 +798,7 @@ def test_the_keyboard_is_enough(page):
     columns = page.evaluate(
         "getComputedStyle(document.querySelector('#results')).gridTemplateColumns.split(' ').length"
     )
-    for key, at in (("ArrowRight", 1), ("ArrowDown", 1 + columns), ("ArrowLeft", columns), ("ArrowUp", 0), ("End", 23)):
+    for key, at in (("ArrowRight", 1), ("ArrowDown", 1 + columns), ("ArrowLeft", columns), ("ArrowUp", 0), ("End", 59)):
         page.keyboard.press(key)
         expect(tiles.nth(at)).to_be_focused()
     page.keyboard.press("Home")
@@ -755,7 +816,7 @@ def test_the_keyboard_is_enough(page):
 
 
 def test_a_phone(phone):
-    expect(phone.locator(".hit")).to_have_count(24)
+    expect(phone.locator(".hit")).to_have_count(60)
     expect(phone.locator("label.camera")).to_be_visible()
     assert phone.get_attribute("#photograph", "capture") == "environment"
     phone.locator(".hit button").nth(4).tap()
@@ -769,6 +830,25 @@ def test_a_phone(phone):
         "#photograph", files=[{"name": "p.jpg", "mimeType": "image/jpeg", "buffer": as_bytes(draw(2))}]
     )
     expect(phone.locator("#title")).to_have_text("p.jpg")
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 640), (740, 360), (1440, 900)])
+def test_everybody_can_use_it_at_any_size(chromium, served, width, height):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for scheme in ("light", "dark"):
+        how = {"viewport": {"width": width, "height": height}, "color_scheme": scheme, "reduced_motion": "reduce"}
+        with opened(chromium, served, **how) as page:
+            page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+            expect(page.locator(".hit img.there").first).to_be_visible()
+            for step in ("#home", ".hit button", "#alike"):
+                page.locator(step).first.click()
+                if step == "#alike":
+                    shown(page)
+                expect(page.locator("body.busy")).to_have_count(0)
+                assert axe.run(page).response["violations"] == [], step
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.locator("#filters").evaluate("(one) => (one.open = matchMedia('(min-width: 60rem)').matches)")
+            assert page.locator("#ask").bounding_box()["height"] < height / 2
 
 
 def test_dark_and_light(chromium, served):

@@ -133,7 +133,7 @@ def test_the_browser_finds_what_the_index_finds(page, made, tmp_path):
     with Index(made[1]) as index:
         code = made[2].code(np.asarray(draw(1000, (400, 300))))[None]
         assert shown(page)[:60] == row_of(index.search(code, 60)[0])
-        page.locator("summary").click()
+        page.locator("#details summary").click()
         page.fill("#k", "40")
         page.press("#k", "Enter")
         page.fill("#radius", "27")

@@ -9,7 +9,7 @@ import pytest
 from conftest import run_here
 from exports import write_export
 from playwright.sync_api import expect
-from small_search import add, as_bytes, draw, opened, running
+from small_search import add, as_bytes, draw, find_alike, opened, running
 from starlette.testclient import TestClient
 
 from models.exported import Exported
@@ -107,7 +107,7 @@ def test_open_readers_and_the_server_notice_another_index(student, tmp_path):
         os.replace(new, live)
         answer, info = ask(client, 21).json(), client.get("/api/info").json()
         assert answer["results"][0]["path"].endswith("0021.png") and answer["searched"] == info["pictures"] == 4
-        assert info["index"] != before["index"] and len(info["examples"]) == 4
+        assert info["index"] != before["index"]
         live.unlink()
         refusal = ask(client, 21)
         assert refusal.status_code == 503 and "is gone" in refusal.json()["error"]
@@ -160,20 +160,19 @@ def test_a_stale_tab_shows_no_other_picture_and_says_that_there_are_newer_ones(c
         gone = page.locator(".hit", has_text="0007.png").locator("button")
         expect(gone).to_be_visible()
         os.replace(new, live)
-        shared.click()
-        expect(page.locator("#title")).to_have_text("0005.png")
-        expect(page.locator("#newer")).to_contain_text("12 pictures of ")
-        page.go_back()
         gone.click()
+        page.locator("#alike").click()
         expect(page.locator("#error")).to_contain_text("the index has no picture")
-        expect(page.locator(".hit")).to_have_count(0)
-        page.go_back()
+        expect(page.locator("#newer")).to_contain_text("12 pictures of ")
+        shared.click()
+        page.locator("#alike").click()
+        expect(page.locator("#title")).to_have_text("0005.png")
         page.locator("#newer a").click()
         expect(page.locator("#about")).to_contain_text("25 pictures")
         expect(page.locator("#newer")).to_be_hidden()
         with Index(live, write=True) as writer:  # and what is only added to
             add(writer, student, tmp_path / "pictures of live")
-        page.locator(".hit button").first.click()
+        find_alike(page)
         expect(page.locator("#newer")).to_contain_text("25 pictures of ")
 
 
