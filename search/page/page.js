@@ -26,6 +26,7 @@ history.scrollRestoration = "manual";
 const base = (path) => path.split(/[/\\]/).pop();
 const folderOf = (path) => path.slice(0, -base(path).length - 1);
 const below = (folder) => folder.slice(top.length).replace(/^[/]/, "");
+const NONE = "No picture is of that folder and those days.";
 const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
 const day = (seconds, month = "short") => {
   const date = new Date(1000 * seconds); // as the clock showed it there: no zone of ours
@@ -60,6 +61,7 @@ $("newer").lastChild.addEventListener("click", async (event) => {
 
 function describe(answer) {
   const n = answer.results.length;
+  if (!answer.searched) return ($("status").textContent = NONE);
   const pictures = `${number.format(answer.searched)} pictures`;
   $("status").textContent = n ? `The ${number.format(n)} most alike of ${pictures}` : `Nothing that near among ${pictures}`;
   const hashed = answer.hash_ms ? `hashed in ${milliseconds(answer.hash_ms)}` : "its code was known";
@@ -334,7 +336,7 @@ async function start({ count = BATCH, scroll = 0 } = {}) {
     const { results } = first;
     const further = () => page(results.length, BATCH).then((next) => ({ ...next, hits: results }));
     fill(results, results.length, first.pictures > results.length ? further : null);
-    $("status").textContent = first.pictures ? `${number.format(first.pictures)} pictures, the newest first` : "No picture is of that folder and of those days.";
+    $("status").textContent = first.pictures ? `${number.format(first.pictures)} pictures, the newest first` : NONE;
     compare(first);
     scrollTo(0, scroll);
   } catch (error) {

@@ -183,6 +183,8 @@ def test_what_is_known_of_pictures(place):
         assert one.digest == new[4].digest.hex() and before - 1 <= one.added <= time.time() + 1
         assert [r.id for r in index.records([ids[5], ids[2]])] == [ids[5], ids[2]]
         assert index.find(one.digest[:16]).id == ids[4]
+        count, newest = index.newest_first(Filters(before=5), 1, 3)
+        assert (count, [r.id for r in newest]) == (5, [ids[3], ids[2], ids[1]])
         for content in ("0" * 16, one.digest[:15], "%" * 16, 'x" or id > 0 or "a'):
             with pytest.raises(KeyError):
                 index.find(content)

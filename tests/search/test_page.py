@@ -839,6 +839,7 @@ def test_everybody_can_use_it_at_any_size(chromium, served, width, height):
         how = {"viewport": {"width": width, "height": height}, "color_scheme": scheme, "reduced_motion": "reduce"}
         with opened(chromium, served, **how) as page:
             page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+            page.evaluate("document.querySelector('#folder').append(new Option('long '.repeat(30)))")
             expect(page.locator(".hit img.there").first).to_be_visible()
             for step in ("#home", ".hit button", "#alike"):
                 page.locator(step).first.click()

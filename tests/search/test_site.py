@@ -157,6 +157,23 @@ def test_the_browser_finds_what_the_index_finds(page, made, tmp_path):
     assert [str(pictures / r["path"]) for r in by_page["results"]] == [r["path"] for r in answer["results"]]
 
 
+def test_browsing_by_date_and_folder(page, made):
+    with Index(made[1]) as index:
+        count, newest = index.newest_first(Filters(folder=str(made[1].parent / "pictures/b")), 0, 200)
+    expect(page.locator("#status")).to_have_text("300 pictures, the newest first")
+    page.select_option("#folder", "b")
+    expect(page.locator("#status")).to_have_text(f"{count} pictures, the newest first")
+    page.locator("#end").scroll_into_view_if_needed()
+    expect(page.locator(".hit")).to_have_count(120)
+    ids = page.locator(".hit").evaluate_all("(all) => all.map((one) => one.dataset.id)")
+    assert ids == [one.digest[:16] for one in newest[:120]]
+    page.locator(".hit button").first.click()
+    expect(page.locator("#where")).to_contain_text("b")
+    page.keyboard.press("Escape")
+    page.fill("#before", "2020-02-03")
+    expect(page.locator("#status")).to_have_text("No picture is of that folder and those days.")
+
+
 def test_clicks_pastes_scrolling_and_the_way_back(page, host):
     find_alike(page, 3)
     expect(page.locator(".hit[data-distance='0']").first).to_be_visible()
