@@ -326,8 +326,8 @@ async function start({ count = BATCH, scroll = 0 } = {}) {
   bar(null);
   $("note").textContent = $("timing").textContent = "";
   wrong(info.problem || "");
+  body.classList.toggle("busy", !info.problem);
   if (info.problem) return fill([]);
-  body.classList.add("busy");
   const filters = days();
   const page = (start, n) => engine.browse({ ...filters, start, n });
   try {

@@ -850,6 +850,8 @@ def test_everybody_can_use_it_at_any_size(chromium, served, width, height):
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             page.locator("#filters").evaluate("(one) => (one.open = matchMedia('(min-width: 60rem)').matches)")
             assert page.locator("#ask").bounding_box()["height"] < height / 2
+            small = "(all) => all.filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 40).length"
+            assert page.locator("a:not(.skip), button, select, summary, label.button").evaluate_all(small) == 0
 
 
 def test_dark_and_light(chromium, served):
