@@ -232,8 +232,8 @@ class Searcher:
 
 
 def filters(folder: str | None, after: date | None, before: date | None) -> Filters:
-    times = (day and calendar.timegm(day.timetuple()) for day in (after, before))
-    return Filters(folder or None, None, *times)
+    first, end = (None if day is None else calendar.timegm(day.timetuple()) for day in (after, before))
+    return Filters(folder or None, None, first, end)
 
 
 Id = Annotated[str, InPath(max_length=64)]
