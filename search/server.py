@@ -188,12 +188,15 @@ class Searcher:
         """The answer to (name, code uint8 [w], milliseconds of its hashing)."""
         if problem := self.problem():
             raise HTTPException(409, problem)
-        return answers(self.index, [query], k, radius, where, looks=[look])[0]
+        answer = answers(self.index, [query], k, radius, where, looks=[look])[0]
+        check_folder(where, answer["searched"])
+        return answer
 
     def pictures(self, where: Filters, start: int, n: int) -> dict:
         with self.index.at_one_moment():
             count, records = self.index.newest_first(where, start, n)
             state = {"index": self.index.identity, "generation": self.index.generation}
+        check_folder(where, count)
         return {"pictures": count, **state, "results": [facts(record) for record in records]}
 
     def copies(self) -> list[dict]:
@@ -234,6 +237,12 @@ class Searcher:
 def filters(folder: str | None, after: date | None, before: date | None) -> Filters:
     first, end = (None if day is None else calendar.timegm(day.timetuple()) for day in (after, before))
     return Filters(folder or None, None, first, end)
+
+
+def check_folder(where: Filters, pictures: int) -> None:
+    """Raises HTTPException for a folder that no picture lies in."""
+    if not pictures and where.folder and where == Filters(where.folder):
+        raise HTTPException(404, f"{where.folder}: no picture of this index lies there")
 
 
 Id = Annotated[str, InPath(max_length=64)]

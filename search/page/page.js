@@ -385,7 +385,9 @@ async function show(state) {
     return wrong("That picture was not kept when the page was closed; choose it again.");
   }
   if (words.has("duplicates") && engine.duplicates) return copies();
-  return words.has("id") ? ask({ id: words.get("id") }, place) : start(place);
+  await (words.has("id") ? ask({ id: words.get("id") }, place) : start(place));
+  const folder = words.get("folder");
+  if (folder && folder !== $("folder").value) wrong(`${folder}: no picture lies there any more; all folders are shown.`);
 }
 
 addEventListener("popstate", (event) => show(event.state));

@@ -253,6 +253,11 @@ def test_unknown_pictures(client):
         assert "has no picture" in refused(ask(client, id=picture), 404)
 
 
+def test_an_unknown_folder_is_said(client, index):
+    for answer in (ask(client, id=content_of(index), folder="/gone"), client.get("/api/pictures?folder=/gone")):
+        assert "/gone: no picture of this index lies there" in refused(answer, 404)
+
+
 def test_no_address_leads_to_a_file(made, index):
     """By http.client, since others tidy addresses before they send them."""
     tricks = [
@@ -731,6 +736,9 @@ def test_what_is_wrong_is_said(page, served, tmp_path):
         (tmp_path / name).write_bytes(content)
         page.set_input_files("#choose", tmp_path / name)
         expect(page.locator("#error")).to_contain_text(words)
+    page.goto(f"{served}?folder=/gone")
+    expect(page.locator("#error")).to_contain_text("/gone: no picture lies there any more; all folders are shown")
+    expect(page.locator(".hit").first).to_be_visible()
     page.goto(f"{served}?id=99999")
     expect(page.locator("#error")).to_contain_text("no picture 99999")
     expect(page.locator(".hit").first).to_be_visible()
