@@ -7,6 +7,7 @@ is written out since the browser needs it too.
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data.decode import opened
 from search.index import Index, Record
 from search.scan import nearest
 from utils.files import written_aside
@@ -30,7 +32,7 @@ WAVES = np.cos(np.pi * np.outer(np.arange(LOW), 2 * np.arange(GRAY) + 1) / (2 * 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that are one: the one to keep first (the largest file, of these the oldest)."""
+    """Pictures that are one: the one to keep first (most pixels, then the largest file, then the oldest)."""
 
     pictures: list[Record]
 
@@ -87,7 +89,18 @@ def duplicates(index: Index) -> list[Group]:
     order = np.argsort(label, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(label[order])) + 1) if len(order) else []
     several = (index.records(ids[rows].tolist()) for rows in groups if len(rows) > 1)
-    return [Group(sorted(records, key=lambda one: (-one.size, one.taken, one.id))) for records in several]
+    return [
+        Group(sorted(records, key=lambda one: (-pixels_in(one.path), -one.size, one.taken, one.id)))
+        for records in several
+    ]
+
+
+def pixels_in(path: str) -> int:
+    """Width times height; 0 where the file is not there, or in a shard."""
+    try:
+        return math.prod(opened(Path(path).read_bytes()).size)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return 0
 
 
 def near(codes: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:

@@ -50,6 +50,16 @@ def test_groups_of_copies_and_what_to_keep(made, tmp_path):
     assert sorted(made[0].rglob("*")) == before  # nothing is deleted
 
 
+def test_the_one_with_most_pixels_is_to_be_kept(made, tmp_path):
+    (tmp_path / "p").mkdir()
+    draw(5, (200, 150)).save(tmp_path / "p/photo.jpg", quality=80)
+    draw(5, (200, 150)).resize((160, 120)).save(tmp_path / "p/screen.bmp")  # more bytes
+    with Index(tmp_path / "i", write=True) as index:
+        add(index, made[1], tmp_path / "p")
+        (group,) = copies.duplicates(index)
+    assert [one.path.split("/")[-1] for one in group.pictures] == ["photo.jpg", "screen.bmp"]
+
+
 def test_very_many_copies_are_one_group(tmp_path):
     one, two = copies.near(np.zeros((3000, 8), np.uint8), 3)
     assert not copies.connected(3000, one, two).any()
