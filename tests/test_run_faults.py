@@ -265,11 +265,12 @@ def test_a_long_list_is_cut():
 
 
 def test_weights_of_other_names_are_one_short_line(cli, shared, tmp_path):
-    for number, state in enumerate(({f"module.{i}": torch.zeros(1) for i in range(500)}, {})):
+    states = ({f"module.{i}": torch.zeros(1) for i in range(500)}, "does not fit"), ({}, "not a state dict")
+    for number, (state, said) in enumerate(states):
         torch.save(state, tmp_path / "w.pt")
         words = ["train_teacher.py", *digits(shared), "--backbone", TEACHER, "--weights", tmp_path / "w.pt"]
         code, _ = cli(*words, "--run-dir", tmp_path / f"run{number}")
-        assert "w.pt: does not fit" in code and len(code) < 500
+        assert f"w.pt: {said}" in code and len(code) < 500
 
 
 # The process around the command

@@ -377,7 +377,10 @@ def test_a_query_is_exact_and_says_so_in_json(made, tree, model):
     answers = asked(made, *queries, "-k", 10)
     with Index(made) as index:
         ids, codes = index.codes()
-        known, contents = paths(index), [record.digest[:16] for record in index.records(ids.tolist())]
+        known = [
+            {"path": r.path, "id": r.digest[:16], "bytes": r.size, "taken": r.taken}
+            for r in index.records(ids.tolist())
+        ]
     wanted = hamming_topk(np.stack([model.code(pixels_of(path, upright=True)) for path in queries]), codes, 10)
     for answer, path, distances, rows in zip(answers, queries, *wanted, strict=True):
         told = {"query", "hash_ms", "search_ms", "searched", "results"}
@@ -386,7 +389,7 @@ def test_a_query_is_exact_and_says_so_in_json(made, tree, model):
         assert answer["query"] == str(path) and answer["searched"] == PICTURES
         assert answer["hash_ms"] > 0 and answer["search_ms"] > 0
         assert answer["results"] == [
-            {"rank": rank, "path": known[row], "distance": int(distance), "id": contents[row]}
+            {"rank": rank, "distance": int(distance), **known[row]}
             for rank, (distance, row) in enumerate(zip(distances, rows, strict=True), 1)
         ]
         assert answer["results"][0]["distance"] == 0
