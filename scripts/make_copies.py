@@ -28,7 +28,7 @@ from utils.seeds import seed_of
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
+    return Image.open(file, formats=["JPEG"]).convert("RGB")
 
 
 def cut(image: Image.Image, share: float, draw: np.random.RandomState) -> Image.Image:

@@ -17,6 +17,7 @@ from unittest.mock import Mock
 import httpx
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT, command_line
 from exports import write_export
 from playwright.sync_api import expect
@@ -842,7 +843,7 @@ def test_a_phone(phone):
 
 @pytest.mark.parametrize(("width", "height"), [(320, 640), (740, 360), (1440, 900)])
 def test_everybody_can_use_it_at_any_size(chromium, served, width, height):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     for scheme in ("light", "dark"):
         how = {"viewport": {"width": width, "height": height}, "color_scheme": scheme, "reduced_motion": "reduce"}
         with opened(chromium, served, **how) as page:
