@@ -50,9 +50,13 @@ def reference(methods: Collection[str], against: str | None = None) -> str | Non
     return ours[0] if ours else None
 
 
-def significance(table: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
-    """Of one table: every method less BRCD (or ``against``) over the seeds that both have; p is corrected over all its
-    comparisons."""
+def significance(table: pd.DataFrame, against: str | None = None, primary: Collection[str] = ()) -> pd.DataFrame:
+    """Of one table: every method less BRCD (or ``against``) over the seeds that both have.
+
+    Args:
+        primary: the comparisons declared before the runs, such as "sshp:kl"; p is corrected over these, at every code
+            length, and the others, which are exploratory, have none. Without any, over all of the table.
+    """
     pairs = []
     for (bits, setting), group in table[table["base"] != "teacher"].groupby(["bits", "setting"]):
         by_seed = group.pivot(index="seed", columns="method", values="map")
@@ -62,22 +66,29 @@ def significance(table: pd.DataFrame, against: str | None = None) -> pd.DataFram
             if len(differences):
                 pairs.append(({"bits": bits, "setting": setting, "method": name, "less": ours}, differences))
     facts = {name: table.iloc[-1][name] for name in ("dataset", "data", "teacher", "student")}
-    found = [facts | pair | {"seeds": len(d)} | paired_t(d, len(pairs)) for pair, d in pairs]
-    return pd.DataFrame(found).assign(p_holm=holm(np.array([one["p"] for one in found]))) if found else pd.DataFrame()
+    claimed = np.array([not primary or f"{pair['setting']}:{pair['method']}" in primary for pair, _ in pairs])
+    found = [facts | pair | {"seeds": len(d)} | paired_t(d, max(claimed.sum(), 1)) for pair, d in pairs]
+    if not found:
+        return pd.DataFrame()
+    return pd.DataFrame(found).assign(p_holm=holm(np.where(claimed, [one["p"] for one in found], np.nan)))
 
 
 def verdict(compared: pd.DataFrame) -> str:
     """What a table's test says of BRCD and each other method, in words; nothing else may."""
     tested = compared.dropna(subset="p_holm")
-    if not len(tested):
+    if not compared["p"].notna().any():
         return "One seed: no difference in this table can be tested."
+    if not len(tested):
+        return "No comparison of this table was declared before the runs: all are exploratory."
     ours, words = tested["less"].iloc[0], []
     for name, group in tested.groupby("method", sort=False):
         sure = group[group["p_holm"] < LEVEL]
         higher, lower = (sure["difference"] < 0).sum(), (sure["difference"] > 0).sum()
         counts = [f"significantly {word} in {count}" for count, word in ((higher, "higher"), (lower, "lower")) if count]
         words.append(f"{name}: {' and '.join(counts) or 'not significantly different in any'} of {len(group)}")
+    explored = (compared["p"].notna() & compared["p_holm"].isna()).any()
+    each = "the rows declared before the runs, all else is exploratory" if explored else "each row"
     return (
-        f"{ours} compared with each row (paired t-test over {tested['seeds'].min()} seeds, Holm-adjusted for "
+        f"{ours} compared with {each} (paired t-test over {tested['seeds'].min()} seeds, Holm-adjusted for "
         f"{len(tested)} comparisons, p < {LEVEL}): {'; '.join(words)}."
     )

@@ -14,6 +14,7 @@ from utils.files import read_json
 TABLE = ["dataset", "data", "queries", "k", "teacher", "student", "engine", "precision"]
 FIRST = ["teacher", "none"]  # at the top of a table; the rest follows by name, BRCD last
 SETTINGS = ["sshp", "ashp"]
+DRAWN = ("view_seed", "split_seed")  # by each run's own seed, in a grid with --redraw
 SWEPT = ("alpha", "margin", "clusters")  # BRCD's hyperparameters in the sensitivity figure
 SWEPT_ENDS = {"margin": ({"mask": False}, 0.0), "alpha": ({"structural": False}, 1.0)}  # the same by another name
 OWN = frozenset().union(*(method.own for method in METHODS.values()))
@@ -83,15 +84,20 @@ def _row(result: dict, setting: str, file: Path) -> dict:
     if not ((curve >= 0) & (curve <= 1 + 1e-9)).all():
         raise ValueError("its precision-recall curve is cut")
     hashing, size = result["teacher_hashing"], result.get("student_size")
+    named, taught = dict(result["options"]), dict(result["teacher_options"])
+    redrawn = result["seed"] and all(made.get(name) == result["seed"] for made in (named, taught) for name in DRAWN)
+    for made in (named, taught) if redrawn else ():
+        for name in DRAWN:
+            del made[name]
     return {
         "dataset": result["dataset"],
-        "data": result["data"][:12],
+        "data": "drawn by seed" if redrawn else result["data"][:12],  # fingerprint
         "teacher": result["teacher_backbone"] + ("" if hashing == "cibhash" else f" ({hashing})"),
         "student": "" if alone else result["student_backbone"] + (f" at {size} px" if size else ""),
         "method": "",
         "base": "teacher" if alone else result["method"],
-        "options": {} if alone else dict(result["options"]),
-        "taught": dict(result["teacher_options"]),
+        "options": {} if alone else named,
+        "taught": taught,
         "bits": result["bits"],
         "setting": "sshp" if alone else setting,
         "seed": result["teacher_seed"] if alone else result["seed"],

@@ -244,6 +244,7 @@ def teacher_jobs(args: argparse.Namespace, common: list, cells: list[Cell]) -> l
     for folder, c in missing.items():
         options = ["--backbone", args.teacher, "--hashing", args.teacher_hashing, "--bits", c.bits, "--seed", c.seed]
         options += ["--epochs", args.teacher_epochs, "--run-dir", folder, "--resume"]
+        options += ["--view-seed", c.seed, "--split-seed", c.seed] if args.redraw else []  # which its students inherit
         jobs.append(Job(folder.with_suffix(".log"), [["train_teacher.py", *common, *options]], "features"))
     return jobs
 
@@ -313,6 +314,10 @@ def main() -> None:
     parser.add_argument("--student-flags", default="", help="for every student, such as '--student-size 112'")
     parser.add_argument("--methods", nargs="+", required=True, help="each a method with flags: 'brcd --no-mask'")
     parser.add_argument("--against", help="one of them, which the others are tested against (default: brcd)")
+    parser.add_argument(
+        "--primary", nargs="+", default=[], help="comparisons that are claims, such as sshp:kl (default: all)"
+    )
+    parser.add_argument("--redraw", action="store_true", help="a seed (not 0) also draws the views and the split")
     parser.add_argument("--bits", type=whole(1), nargs="+", default=[16, 32, 64], help="code lengths")
     parser.add_argument("--seeds", type=whole(0, 2**32 - 1), nargs="+", default=[0], help="of teacher and student")
     parser.add_argument("--views", type=view_count, default=8, help="random views an image, cached")
@@ -333,6 +338,8 @@ def main() -> None:
     check_methods(args)
     if args.against and args.against not in args.methods:
         raise UserError(f"--against '{args.against}' is none of --methods; there are: {', '.join(args.methods)}")
+    if args.redraw and 0 in args.seeds:
+        raise UserError("--redraw with --seeds 0: 0 is the views and split of all other tables; take 1 and above")
     if (args.ray or args.gpus) and args.engine != "ray":
         raise UserError("--ray and --gpus need --engine ray")
     if args.ray:
@@ -352,7 +359,7 @@ def main() -> None:
         named = [str(c.folder / "test.json") for c in cells if c.method == args.against]
         ours = (rows["base"] != "teacher") & rows["file"].isin(named)  # a teacher's row is read from a student's file
         against = next(iter(rows.loc[ours, "method"]), None)  # as the tables call it
-        print(f"\n{write_report(rows, out, against)}\n\n{len(done)} of {len(cells)} cells; wrote {out}/")
+        print(f"\n{write_report(rows, out, against, args.primary)}\n\n{len(done)} of {len(cells)} cells; wrote {out}/")
     if runner.failed:
         raise UserError(
             f"{len(runner.failed)} runs failed, see {', '.join(map(str, runner.failed[:5]))}; mend the cause and "

@@ -23,6 +23,8 @@ EPOCHS=${EPOCHS:-60}
 DEVICE=${DEVICE:-auto}
 CACHE_DIR=${CACHE_DIR:-cache}
 AGAINST=${AGAINST:-}                # the method that the others are tested against; without it brcd
+PRIMARY=${PRIMARY:-}                # the comparisons that are claims, such as "sshp:kl ashp:kl"; without it all
+REDRAW=${REDRAW:-}                  # yes: each seed also draws the views and, of folder and lists, the split
 JOBS=${JOBS:-}                      # students side by side; without it as many as there are GPUs, else cores
 GPUS=${GPUS:-}                      # of Ray: share of a GPU a student, such as 0.5
 
@@ -32,4 +34,5 @@ GPUS=${GPUS:-}                      # of Ray: share of a GPU a student, such as 
     --teacher-hashing "$TEACHER_HASHING" --student "$STUDENT" --flags="$FLAGS" --student-flags="$STUDENT_FLAGS" \
     --bits $BITS --seeds $SEEDS --views "$VIEWS" --teacher-epochs "$TEACHER_EPOCHS" --epochs "$EPOCHS" --device "$DEVICE" --cache-dir "$CACHE_DIR" \
     --engine "$ENGINE" --ray "$([ "$ENGINE" = local ] || echo "${RAY_ADDRESS:-}")" \
-    ${AGAINST:+--against "$AGAINST"} ${JOBS:+--jobs "$JOBS"} ${GPUS:+--gpus "$GPUS"} --methods "$@"
+    ${AGAINST:+--against "$AGAINST"} ${PRIMARY:+--primary $PRIMARY} ${REDRAW:+--redraw} \
+    ${JOBS:+--jobs "$JOBS"} ${GPUS:+--gpus "$GPUS"} --methods "$@"

@@ -6,6 +6,7 @@ precision_recall.png and sensitivity.png, which need the runs.
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -78,7 +79,7 @@ def read_runs(folders: list[Path], runs: set[str]) -> dict[str, dict]:
     return found
 
 
-def join(folders: list[Path], out: Path, against: str | None = None) -> str:
+def join(folders: list[Path], out: Path, against: str | None = None, primary: Collection[str] = ()) -> str:
     """Everything into ``out``; returns the tables as text."""
     rows = read_rows(folders)
     runs = read_runs(folders, set(rows["run"]))
@@ -88,7 +89,7 @@ def join(folders: list[Path], out: Path, against: str | None = None) -> str:
             logs.append(pd.read_csv(folder / "logs.csv", dtype=str))
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / 'logs.csv'}: not what scripts.report writes ({first_line(error)})") from None
-    text = write_tables(rows, {run: line["best"] for run, line in runs.items()}, out, against)
+    text = write_tables(rows, {run: line["best"] for run, line in runs.items()}, out, against, primary)
     with written_aside(out / "runs.jsonl", "w") as file:
         file.writelines(json.dumps(line) + "\n" for line in runs.values())
     with written_aside(out / "logs.csv", "w") as file:
@@ -101,8 +102,11 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="folders that scripts.report wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the whole")
     parser.add_argument("--against", help="row that the others are compared with (default: brcd)")
+    parser.add_argument(
+        "--primary", nargs="+", default=[], help="comparisons that are claims, such as sshp:kl (default: all)"
+    )
     args = parser.parse_args()
-    print(f"\n{join(args.folders, args.out, args.against)}\n\nwrote {args.out}/")
+    print(f"\n{join(args.folders, args.out, args.against, args.primary)}\n\nwrote {args.out}/")
 
 
 if __name__ == "__main__":

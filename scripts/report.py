@@ -3,12 +3,13 @@
 Runs that differ in nothing but their seed share a row: mean ± standard deviation (over n - 1). Writes rows.csv (one row
 a run and setting), table.md, table.tex, map.png, precision_recall.png, and where they apply bits.png (by code length),
 sensitivity.png (BRCD's hyperparameters, longest codes) and significance.csv (each method against BRCD, or the one that
---against names, by a paired t-test over seeds, corrected for all comparisons of the table); validation.md has the same
-tables on the queries that chose the checkpoints. What the rows come from is in runs.jsonl (arguments, environment,
-summary) and logs.csv (every epoch).
+--against names, by a paired t-test over seeds, corrected for the comparisons of --primary, else of the table);
+validation.md has the same tables on the queries that chose the checkpoints. What the rows come from is in runs.jsonl
+(arguments, environment, summary) and logs.csv (every epoch).
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -90,24 +91,28 @@ def text_of(table: pd.DataFrame, metrics: list[str], several_data: bool, compare
     return f"{text}\n\n{verdict(compared)}" if len(compared) else text
 
 
-def write_tables(rows: pd.DataFrame, bests: dict[str, dict], out: Path, against: str | None = None) -> str:
+def write_tables(
+    rows: pd.DataFrame, bests: dict[str, dict], out: Path, against: str | None = None, primary: Collection[str] = ()
+) -> str:
     """What the rows and the runs' best validations (``bests_of``) give without the runs: rows.csv, table.md, table.tex,
     validation.md, significance.csv, map.png, bits.png; returns the tables as text.
 
     Raises:
-        UserError: no table has the method ``against``.
+        UserError: no table has the method ``against``, or a comparison of ``primary``.
     """
     if against and against not in set(rows["method"]):
         raise UserError(
             f"--against '{against}': there is no such row; there are: {', '.join(sorted(set(rows['method'])))}"
         )
+    if odd := set(primary) - set(rows["setting"] + ":" + rows["method"]):
+        raise UserError(f"--primary '{min(odd)}': there is no such row; such as sshp:kl")
     metrics = ["map"]
     if rows["bits"].nunique() == 1:  # there is room for more
         metrics += ["ndcg"] if rows["multi_label"].any() else ["p@100"] if "p@100" in rows else []
     several_data = rows.groupby("dataset")["data"].nunique().max() > 1
     texts, tex, compared = [], [], []
     for ending, table in endings(tables_of(rows)):
-        compared.append(significance(table, against))
+        compared.append(significance(table, against, primary))
         texts.append(text_of(table, metrics, several_data, compared[-1]))
         tex.append(f"% {title_of(table, several_data)}\n{latex(table_of(table, metrics))}")
         methods = sorted(table["method"].unique(), key=order)
@@ -115,7 +120,7 @@ def write_tables(rows: pd.DataFrame, bests: dict[str, dict], out: Path, against:
         if table["bits"].nunique() > 1:
             figures.draw_by_bits(table, methods, out / f"bits{ending}.png")
     validated = [
-        text_of(table, ["map"], several_data, significance(table, against))
+        text_of(table, ["map"], several_data, significance(table, against, primary))
         for table in tables_of(on_validation(rows, bests))
     ]
     with written_aside(out / "rows.csv", "w") as file:
@@ -135,13 +140,13 @@ def endings(tables: list[pd.DataFrame]) -> list[tuple[str, pd.DataFrame]]:
     return [("" if len(tables) == 1 else f"_{number}", table) for number, table in enumerate(tables, 1)]
 
 
-def write_report(rows: pd.DataFrame, out: Path, against: str | None = None) -> str:
+def write_report(rows: pd.DataFrame, out: Path, against: str | None = None, primary: Collection[str] = ()) -> str:
     """Everything into ``out``; returns the tables as text.
 
     Raises:
-        UserError: no table has the method ``against``.
+        UserError: no table has the method ``against``, or a comparison of ``primary``.
     """
-    text = write_tables(rows, bests_of(rows), out, against)
+    text = write_tables(rows, bests_of(rows), out, against, primary)
     for ending, table in endings(tables_of(rows)):
         figures.draw_precision_recall(precision_recall(table), out / f"precision_recall{ending}.png")
         if sweeps := swept(table[table["bits"] == table["bits"].max()]):  # lengths are not averaged
@@ -157,8 +162,11 @@ def main() -> None:
     parser.add_argument(
         "--against", help="row that the others are compared with, such as 'brcd no-mask' (default: brcd)"
     )
+    parser.add_argument(
+        "--primary", nargs="+", default=[], help="comparisons that are claims, such as sshp:kl (default: all)"
+    )
     args = parser.parse_args()
-    print(f"\n{write_report(read_rows(args.results), args.out, args.against)}\n\nwrote {args.out}/")
+    print(f"\n{write_report(read_rows(args.results), args.out, args.against, args.primary)}\n\nwrote {args.out}/")
 
 
 if __name__ == "__main__":

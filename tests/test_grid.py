@@ -1,5 +1,6 @@
 """Grids by the local runner and by Ray: what is killed goes on, and both come to the same."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import psutil
 import pytest
 from conftest import ROOT, until
 
+from data.load import input_parser
 from scripts import compare
-from scripts.compare import Job, OnRay, Runner, run_all, share
+from scripts.compare import Cell, Job, OnRay, Runner, run_all, share, teacher_jobs
 from utils.errors import UserError
 
 pytestmark = pytest.mark.slow  # whole command lines
@@ -163,6 +165,15 @@ def test_of_many_processes_at_once_none_is_told_another_s_exit_status(tmp_path, 
         list(pool.map(lambda job: runner.run(job, 1), [ill, *well]))
     assert runner.failed == [ill.log] and ill.log.read_text().count("$ python") == 1
     assert all(job.log.read_text().count("$ python") == 8 for job in well)
+
+
+def test_a_seed_draws_views_and_split_of_a_teacher_which_its_students_inherit(cli):
+    words = ["--name", "n", "--redraw", "--seeds", 0, 1, "--methods", "brcd"]
+    assert "--redraw with --seeds 0" in cli("scripts.compare", *words)[0]
+    args = argparse.Namespace(teacher="t", teacher_hashing="cibhash", teacher_epochs=1, redraw=True)
+    (job,) = teacher_jobs(args, [], [Cell("brcd", 16, 5, Path("none"), Path("s"))])
+    assert job.commands[0][-4:] == ["--view-seed", 5, "--split-seed", 5]
+    assert {"view_seed", "split_seed"} <= input_parser().defaults().keys()
 
 
 def test_the_script_hands_on_how_many_and_how_much_of_a_gpu(tmp_path):

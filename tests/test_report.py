@@ -311,6 +311,40 @@ def test_rows_are_compared_with_the_one_that_is_named(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_only_what_was_declared_is_a_claim(tmp_path):
+    values = [
+        (name, s, v + s / 100 * (1 + v)) for name, v in {"brcd": 0.5, "kl": 0.4, "none": 0.3}.items() for s in range(3)
+    ]
+    rows = read_rows([result(tmp_path, name, s, value=v) for name, s, v in values])
+    text = write_report(rows, tmp_path / "out", primary=["sshp:kl", "ashp:kl", "sshp:none"])
+    found = pd.read_csv(tmp_path / "out" / "significance.csv").set_index(["setting", "method"])
+    assert found["low"].notna().all()
+    assert found["p_holm"].isna().to_dict() == {
+        ("ashp", "kl"): False,
+        ("ashp", "none"): True,
+        ("sshp", "kl"): False,
+        ("sshp", "none"): False,
+    }
+    assert found.loc[("ashp", "kl"), "p_holm"] <= 3 * found.loc[("ashp", "kl"), "p"] + 2e-5
+    assert "the rows declared before the runs, all else is exploratory" in text and "for 3 comparisons" in text
+    with pytest.raises(UserError, match="--primary 'ashp:rkd': there is no such row"):
+        write_report(rows, tmp_path / "none", primary=["ashp:rkd"])
+
+
+def test_seeds_that_draw_views_and_split_share_a_row(tmp_path):
+    files = [result(tmp_path, seed=s) for s in (1, 2)]
+    for seed, file in enumerate(files, 1):
+        drawn = {"view_seed": seed, "split_seed": seed}
+        content = json.loads(file.read_text())
+        content |= {"options": drawn, "teacher_options": content["teacher_options"] | drawn, "data": f"{seed}" * 16}
+        file.write_text(json.dumps(content))
+    rows = read_rows(files)
+    assert set(rows["method"]) == {"teacher", "brcd"} and set(rows["data"]) == {"drawn by seed"}
+    content["options"]["view_seed"] = 1
+    files[1].write_text(json.dumps(content))
+    assert set(read_rows(files)["data"]) == {"drawn by seed", "2" * 12}
+
+
 def test_what_chose_the_checkpoints_has_a_table_of_its_own(tmp_path):
     files = [result(tmp_path, "none", s, value=0.3) for s in range(2)]
     write_report(read_rows(files), tmp_path / "before")
