@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from retrieval.significance import significance, verdict
+from retrieval.significance import reference, significance, verdict
 from retrieval.tables import latex, markdown, order, read_rows, swept, table_of, tables_of, title_of
 from utils import figures
 from utils.errors import UserError, first_line, guarded
@@ -116,7 +116,9 @@ def write_tables(
         texts.append(text_of(table, metrics, several_data, compared[-1]))
         tex.append(f"% {title_of(table, several_data)}\n{latex(table_of(table, metrics))}")
         methods = sorted(table["method"].unique(), key=order)
-        figures.draw_bars(table, methods, out / f"map{ending}.png")
+        students = [name for name in methods if name != "teacher"]
+        if students and len(methods) > 1:
+            figures.draw_paired(table, methods, reference(students, against) or students[0], out / f"map{ending}.png")
         if table["bits"].nunique() > 1:
             figures.draw_by_bits(table, methods, out / f"bits{ending}.png")
     validated = [

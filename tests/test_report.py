@@ -25,6 +25,7 @@ from retrieval.tables import label, latex, markdown, order, read_rows, swept, ta
 from scripts.compare import Cell, slug
 from scripts.report import precision_recall, write_report
 from utils.errors import UserError
+from utils.figures import draw_differences
 from utils.options import COLUMN, FREE
 from utils.runs import Run, read_args
 
@@ -359,29 +360,44 @@ def test_what_chose_the_checkpoints_has_a_table_of_its_own(tmp_path):
     assert "val queries" in text and "0.5500 ± 0.0707" in text and "0.2500 ± 0.0000" in text and "teacher |" not in text
 
 
-def test_the_overview_has_every_table_s_comparisons_seen_from_brcd(cli, tmp_path):
-    values = {"brcd": (0.5, 0.51, 0.52), "none": (0.4, 0.4101, 0.4201), "kl": (0.49, 0.53, 0.51)}
-    for name, lengths, against in (("one", [64], "none"), ("two", [16, 128], None)):
+def test_the_overview_has_each_experiment_seen_from_brcd(cli, tmp_path):
+    from scripts import overview  # here: a module that was imported is not run again in silence
+
+    values = {
+        "brcd": (0.5, 0.51, 0.52),
+        "none": (0.4, 0.4101, 0.4201),
+        "kl": (0.49, 0.53, 0.51),
+        "rkd": (0.6, 0.7, 0.65),
+    }
+    for name, lengths, primary in (("one", [64], ()), ("two", [16, 128], ["sshp:none", "sshp:kl"])):
         (tmp_path / name).mkdir()
         runs = [(m, s, b, v) for m, row in values.items() for s, v in enumerate(row) for b in lengths]
-        write_report(read_rows([result(tmp_path / name, *run) for run in runs]), tmp_path / name, against)
-    code, _ = cli("scripts.overview", "--results", tmp_path)
-    assert code == 0 and (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "bad" / "three").mkdir(parents=True)
-    code, _ = cli("scripts.overview", "--results", tmp_path / "bad")
-    assert code.startswith("error: ") and "scripts.report writes them" in code
-    (tmp_path / "bad" / "three" / "significance.csv").write_text("less,p\n")
-    code, _ = cli("scripts.overview", "--results", tmp_path / "bad")
-    assert code.startswith("error: ") and "three/significance.csv: not what scripts.report writes" in code
-
-    from scripts.overview import read_differences  # here: a module that was imported is not run again in silence
-
-    found = read_differences(tmp_path)
-    assert list(dict.fromkeys(found["table"])) == ["one", "two, 16 bits", "two, 128 bits"]
+        write_report(read_rows([result(tmp_path / name, *run) for run in runs]), tmp_path / name, primary=primary)
+    found = overview.read_differences(tmp_path, {"first": ("one", 64), "second": ("two", 128)})
+    assert list(dict.fromkeys(found["experiment"])) == ["first", "second"] and len(found) == 2 * 2 * 3
     none = found[(found["method"] == "none") & (found["setting"] == "sshp")]
-    assert (none["difference"] > 0.09).all() and (none["low"] < none["difference"]).all() and none["told"].all()
-    assert (none["difference"] < none["high"]).all() and not found.loc[found["method"] == "kl", "told"].any()
-    assert len(none) == 3 and set(found.loc[found["table"] == "one", "method"]) == {"none"}
+    assert (none["difference"] > 0.09).all() and (none["low"] < none["difference"]).all()
+    assert (none["difference"] < none["high"]).all()
+    assert none["significant"].tolist() == [False, True]  # only the second's comparisons were declared
+    assert found["significant"].sum() == 1
+    draw_differences(found, overview.PANELS, tmp_path / "forest.png")
+    assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
+    first, second = overview.matrix(found, ("first", "second")).to_dict("records")
+    assert first["none, SSHP"].startswith("+0.0999 (") and second["none, SSHP"].startswith("**+0.0999 (")
+    assert first["rkd, SSHP"].startswith("-0.1400 (") and first["seeds"] == "3"
+
+
+def test_the_published_overview_is_that_of_its_tables(cli, tmp_path):
+    code, out = cli("scripts.overview", "--results", ROOT / "results", "--out", tmp_path / "overview.png")
+    assert code == 0 and (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
+    printed = [line for line in out.splitlines() if line.startswith("| ") and "(" in line]
+    published = (ROOT / "results" / "README.md").read_text().replace("−", "-")
+    for line in printed:
+        numbers = re.findall(r"[-+]0(\.\d{4})", line)
+        (row,) = [row for row in published.splitlines() if row.startswith(line.split("|")[1].join("||"))]
+        assert re.findall(r"[-+](\.\d{4})", row) == numbers
+    code, _ = cli("scripts.overview", "--results", tmp_path)
+    assert code.startswith("error: ") and "significance.csv: not what scripts.report writes" in code
 
 
 def recorded(file, value=0.5):

@@ -15,6 +15,11 @@ from utils.files import written_aside
 
 LEGEND = {"sshp": "SSHP", "ashp": "ASHP", "matched": "ASHP, bits matched", "teacher": "teacher"}
 RIGHT, WRONG = "#2a9d43", "#d1342f"
+COLOURS = {  # by method
+    **{"teacher": "black", "none": "0.55", "brcd": "#d1342f", "kl": "#1f77b4", "rkd": "#2a9d43"},
+    **{"bce": "#ff7f0e", "cosine": "#9467bd", "mse": "#8c564b", "crd": "#e377c2", "crcd": "#bcbd22"},
+    **{"packd": "#17becf", "pkt": "#1b5e20", "sp": "#5c4033", "sskd": "#4b0082"},
+}
 PLAIN: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -92,48 +97,61 @@ def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]],
     _save(figure, path)
 
 
-def draw_bars(rows: pd.DataFrame, methods: list[str], path: Path) -> None:
-    """mAP of each method at each code length in both settings, with the deviation over seeds; ``rows``: report's."""
+def colour_of(method: str) -> str:
+    """One colour a method in every figure; its variants have it too."""
+    return COLOURS.get(method.split()[0], "0.5")
+
+
+def _reach(sizes: pd.Series) -> float:
+    """Where a panel of differences ends: what is four times as far away as all before it is marked at the edge."""
+    kept = 0.0
+    for size in sorted(sizes.dropna()):
+        if kept and size > max(4 * kept, 0.02):
+            break
+        kept = size
+    return 1.2 * kept or 0.02
+
+
+def draw_paired(rows: pd.DataFrame, methods: list[str], ours: str, path: Path) -> None:
+    """mAP of each method minus that of ``ours``, a dot a seed and a line at the mean, in both settings; ``rows``:
+    report's. What lies outside is an arrow with its mean."""
     groups = list(rows.groupby(["teacher", "bits"]))
+    others = [name for name in methods if name != ours]
+    size = (7 + 0.07 * max(map(len, others)), (0.22 * len(others) + 1) * len(groups) + 0.3)
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(
-            len(groups),
-            1,
-            figsize=(max(3.5, 0.62 * len(methods) + 1.2), 2.6 * len(groups) + 1),
-            squeeze=False,
-            sharex=True,
-            layout="constrained",
-        )
-        for ax, ((teacher, bits), group) in zip(axes[:, 0], groups, strict=True):
-            for shift, setting in ((-0.2, "sshp"), (0.2, "ashp")):
-                stats = (
-                    group[group["setting"] == setting].groupby("method")["map"].agg(["mean", "std"]).reindex(methods)
-                )
-                bars = ax.bar(
-                    np.arange(len(methods)) + shift,
-                    stats["mean"],
-                    0.38,
-                    yerr=stats["std"].fillna(0),
-                    capsize=2,
-                    label=setting.upper(),
-                )
-                ax.bar_label(bars, [f"{v:.2f}" if v == v else "" for v in stats["mean"]], fontsize=6, padding=2)
-            ax.set(ylim=(0, 1), ylabel="mAP@k", title=f"{teacher}, {bits} bits")
-        axes[-1, 0].set_xticks(np.arange(len(methods)), methods, rotation=35, ha="right", fontsize=7)
-        axes[0, 0].legend(frameon=False, loc="upper left", ncols=2)
+        figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, sharey=True, layout="constrained")
+        for line, ((teacher, bits), group) in zip(axes, groups, strict=True):
+            for ax, setting in zip(line, ("sshp", "ashp"), strict=True):
+                mine = group[group["setting"] == setting]
+                by_seed = mine.pivot_table(index="seed", columns="method", values="map").reindex(columns=methods)
+                less = by_seed.sub(by_seed[ours], axis=0)[others]
+                reach = _reach(less.abs().max())
+                for y, name in enumerate(others):
+                    seeds, mean, colour = less[name].dropna(), less[name].mean(), colour_of(name)
+                    if abs(mean) > reach:
+                        ax.plot(np.copysign(0.99 * reach, mean), y, "<" if mean < 0 else ">", color=colour, ms=5)
+                        where = {"ha": "left" if mean < 0 else "right", "va": "center", "fontsize": 7}
+                        ax.text(np.copysign(0.94 * reach, mean), y, f"{mean:+.2f}", **where)
+                    elif len(seeds):
+                        ax.plot(seeds, [y] * len(seeds), "o", color=colour, ms=4, alpha=0.6, mec="none")
+                        ax.plot(mean, y, "|", color=colour, ms=13, mew=2)
+                ax.axvline(0, color="0.3", lw=1)
+                ax.set(xlim=(-reach, reach), title=f"{setting.upper()}: mAP − {by_seed[ours].mean():.4f} of {ours}")
+                ax.locator_params("x", nbins=7)
+            line[0].set_yticks(range(len(others)), others, fontsize=7)
+            line[0].set_ylabel(f"{teacher}, {bits} bits", fontsize=7)
+        axes[0, 0].invert_yaxis()
     _save(figure, path)
 
 
 def line_styles(names: list[str]) -> dict[str, dict]:
-    """One look a method in every figure: the teacher black and dashed, BRCD thick, its variants dotted."""
-    others = sorted({n for n in names if n != "teacher" and not n.startswith("brcd")})
-    variants = sorted({n for n in names if n.startswith("brcd ")})
-    return (
-        {"teacher": {"color": "black", "ls": "--", "lw": 1.2}}
-        | {name: {"color": f"C{i % 9 + 1}", "lw": 1} for i, name in enumerate(others)}
-        | {"brcd": {"color": "C0", "lw": 2.2}}
-        | {name: {"color": f"C{(i + 3) % 10}", "ls": ":", "lw": 2.2} for i, name in enumerate(variants)}
-    )
+    """Of each method: its colour, BRCD thick; variants of one method differ in their dashes."""
+    styles: dict[str, dict] = {}
+    for name in sorted(set(names), key=lambda name: (len(name.split()), name)):  # the plain one first
+        of_method = sum(other.split()[0] == name.split()[0] for other in styles)
+        dashes = ("--" if name == "teacher" else "-", ":", "--", "-.")[of_method % 4]
+        styles[name] = {"color": colour_of(name), "ls": dashes, "lw": 2.2 if name.startswith("brcd") else 1.2}
+    return styles
 
 
 def draw_by_bits(rows: pd.DataFrame, methods: list[str], path: Path) -> None:
@@ -203,29 +221,29 @@ def draw_sensitivity(sweeps: dict[str, pd.DataFrame], path: Path) -> None:
 
 
 def draw_differences(rows: pd.DataFrame, panels: tuple[tuple[str, str], ...], path: Path) -> None:
-    """BRCD minus another in mAP: a line a table, a panel for each (setting, method); ``rows``: overview's."""
-    shown = rows[[pair in panels for pair in zip(rows["setting"], rows["method"], strict=True)]]
-    tables = list(dict.fromkeys(shown["table"]))
+    """BRCD minus another in mAP: a line an experiment, a panel for each (setting, method); ``rows``: overview's. An
+    interval that leaves its panel ends in an arrow."""
+    experiments = list(dict.fromkeys(rows["experiment"]))
+    size = (2.3 * len(panels) + 2.2, 0.27 * len(experiments) + 1)
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(
-            1,
-            len(panels),
-            figsize=(2.1 * len(panels) + 2, 0.24 * len(tables) + 1),
-            squeeze=False,
-            sharey=True,
-            layout="constrained",
-        )
+        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
         for ax, (setting, method) in zip(axes[0], panels, strict=True):
-            mine = shown[(shown["setting"] == setting) & (shown["method"] == method)]
-            at = [tables.index(name) for name in mine["table"]]
-            ax.hlines(at, mine["low"], mine["high"], color="C0", lw=1)
-            ax.scatter(mine["difference"], at, 22, mine["told"].map({True: "C0", False: "white"}), ec="C0", zorder=3)
+            mine = rows[(rows["setting"] == setting) & (rows["method"] == method)]
+            reach = _reach(mine[["low", "high"]].abs().max(axis=1))
+            at, colour = [experiments.index(name) for name in mine["experiment"]], colour_of(method)
+            ax.hlines(at, mine["low"], mine["high"], color=colour, lw=1.2)
+            face = mine["significant"].map({True: colour, False: "white"})
+            ax.scatter(mine["difference"], at, 26, face, ec=colour, zorder=3)
+            for end in ("low", "high"):
+                for y, value in zip(at, mine[end], strict=True):
+                    if abs(value) > reach:
+                        ax.plot(np.copysign(0.98 * reach, value), y, "<" if value < 0 else ">", color=colour, ms=6)
             ax.axvline(0, color="0.3", lw=1)
-            reach = 1.3 * max(mine["difference"].abs().max(), 0.005) if len(mine) else 1  # a wide interval is cut
-            ax.set(title=f"{setting.upper()}: BRCD − {method.removeprefix('brcd ')}", xlim=(-reach, reach))
-        axes[0, 0].set_yticks(range(len(tables)), tables, fontsize=7)
+            ax.set(title=f"{setting.upper()}: BRCD − {method}", xlim=(-reach, reach))
+            ax.locator_params("x", nbins=5)
+        axes[0, 0].set_yticks(range(len(experiments)), experiments, fontsize=8)
         axes[0, 0].invert_yaxis()
-        figure.supxlabel("difference in mAP, 95 % interval; filled: significant (Holm-adjusted p < 0.05)", fontsize=8)
+        figure.supxlabel("difference in mAP with its 95 % interval; filled: a declared claim, p < 0.05", fontsize=8)
     _save(figure, path)
 
 
