@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from data.decode import PIXELS, shown_anew
 from utils.files import file_lock, written_aside
 
 WORKERS = 4
@@ -20,6 +21,12 @@ CHUNK = 64  # images a task of the pool
 def digest_of(content: bytes | memoryview) -> np.ndarray:
     """SHA-256, uint8 [32]."""
     return np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
+
+
+def seen_digest(content: bytes) -> np.ndarray:
+    """``digest_of`` an image file; where ``data.decode`` shows it otherwise than it once did, of that too, so that
+    features and runs of the old pixels are not taken for those of the new, and all others stay valid."""
+    return digest_of(content + b"pixels %d" % PIXELS if shown_anew(content) else content)
 
 
 def _joined(names: Sequence[str]) -> bytes:
@@ -38,7 +45,7 @@ def content_fingerprint(names: Sequence[str], digests: np.ndarray, upright: bool
 def content_digests(
     names: Sequence[str], stats: np.ndarray, read: Callable[[int], bytes], root: Path, cache_dir: Path | None
 ) -> np.ndarray:
-    """SHA-256 of each image's bytes, uint8 [n, 32]; read only where its name and ``stats`` are not in the table.
+    """``seen_digest`` of each image, uint8 [n, 32]; read only where its name and ``stats`` are not in the table.
 
     Args:
         stats: int64 [n, 2], size and modification time of each.
@@ -47,7 +54,9 @@ def content_digests(
     """
     if cache_dir is None:
         return _hashed(read, np.arange(len(names)))
-    table = Path(cache_dir) / f"content_{hashlib.sha256(os.fsencode(Path(root).resolve())).hexdigest()[:32]}.npz"
+    table = (
+        Path(cache_dir) / f"content_{PIXELS}_{hashlib.sha256(os.fsencode(Path(root).resolve())).hexdigest()[:32]}.npz"
+    )
     with file_lock(table.with_suffix(".lock")):  # of several processes one reads the images, the others wait
         known_names, known_stats, known_digests = _read_table(table)
         at = pd.Index(known_names, dtype=object).get_indexer(pd.Index(names, dtype=object))
@@ -69,7 +78,7 @@ def content_digests(
 
 def _hashed(read: Callable[[int], bytes], rows: np.ndarray) -> np.ndarray:
     def chunk(first: int) -> np.ndarray:
-        return np.stack([digest_of(read(i)) for i in rows[first : first + CHUNK].tolist()])
+        return np.stack([seen_digest(read(i)) for i in rows[first : first + CHUNK].tolist()])
 
     digests = [np.empty((0, 32), dtype=np.uint8)]
     bar = tqdm(total=len(rows), desc="hashing images", unit="img", leave=False)

@@ -1,14 +1,16 @@
 """An image file as pixels; nothing here needs PyTorch, so that a search starts at once."""
 
+import contextlib
 import io
 import warnings
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
 
@@ -19,10 +21,14 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".g
 IMAGE_SUFFIXES |= {".avif", ".heic", ".heif"}
 RAW_SUFFIXES = {".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
 READER = f"1, Pillow {PIL.__version__}"  # what could not be read is tried again by another one
+PIXELS = 2  # raised where some files get other pixels than before; ``shown_anew`` tells which
 LARGEST, LARGE = 300_000_000, 100_000_000  # pixels; a JPEG above the second is decoded at half its size
 Image.MAX_IMAGE_PIXELS = (
     None  # a person's own panorama is no attack; ``LARGEST`` and the server have limits of their own
 )
+GRAYS = ("1", "L", "LA", "I", "F")  # and those that begin so
+SRGB = ImageCms.createProfile("sRGB")
+MOST_PROFILE = 2**24  # bytes of a colour profile
 HEAD = 32  # bytes that tell a format
 BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}
 HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
@@ -43,12 +49,12 @@ def format_of(head: bytes) -> str | None:
 
 
 def pixels_of(file: Path | BinaryIO, name: str | None = None, upright: bool = False) -> np.ndarray:
-    """An image file as uint8 RGB [H, W, 3]; grayscale, palette, alpha (over white) and 16-bit files included.
+    """An image file as viewers show it, uint8 RGB [H, W, 3] in sRGB, of any mode, alpha over white.
 
     Args:
         file: a path, or the file's content.
         name: what to call it in errors; a path speaks for itself.
-        upright: turn it as its EXIF orientation says.
+        upright: turn it as its EXIF orientation says (in WebP viewers pass it over).
 
     Raises:
         UserError: the file is missing, empty, truncated or no image.
@@ -57,10 +63,7 @@ def pixels_of(file: Path | BinaryIO, name: str | None = None, upright: bool = Fa
         content = file.read_bytes() if isinstance(file, Path) else file.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            if content.startswith(b"\x89PNG"):
-                content = _without_metadata(content)
-                opened(content).verify()  # it forgives a last chunk that is cut
-            with opened(content) as image:
+            with _opened(content) as image:
                 return _pixels(image, upright)
     except UserError:
         raise
@@ -72,6 +75,16 @@ def pixels_of(file: Path | BinaryIO, name: str | None = None, upright: bool = Fa
         raise
     except Exception as error:  # Pillow raises a dozen kinds, by what is damaged
         raise UserError(f"{name or file}: not a readable image ({error or type(error).__name__})") from None
+
+
+def shown_anew(content: bytes) -> bool:
+    """Whether ``PIXELS`` 1 gave other pixels: it left colours alone, and turned WebP."""
+    try:
+        with _opened(content) as image:
+            turned = image.format == "WEBP" and image.getexif().get(0x112, 1) != 1
+            return turned or _to_srgb(image) is not None
+    except Exception:  # a file that can't be read has no pixels
+        return False
 
 
 def opened(content: bytes) -> Image.Image:
@@ -88,21 +101,36 @@ def opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=kinds)
 
 
-def _without_metadata(png: bytes) -> bytes:
-    """A PNG without its text and colour profile, which Pillow limits, and without other chunks that viewers pass over
-    and whose checksum is wrong."""
-    parts, at = [png[:8]], 8
+def _opened(content: bytes) -> Image.Image:
+    """As ``opened``; of a PNG all is checked, and only its pixels and colours are kept."""
+    if not content.startswith(b"\x89PNG"):
+        return opened(content)
+    content, profile = _without_metadata(content)
+    opened(content).verify()  # it forgives a last chunk that is cut
+    image = opened(content)
+    image.info["icc_profile"] = profile
+    return image
+
+
+def _without_metadata(png: bytes) -> tuple[bytes, bytes | None]:
+    """(a PNG without its text and colour profile, which Pillow limits, and without other chunks that viewers pass over
+    and whose checksum is wrong; the profile)"""
+    parts, at, profile = [png[:8]], 8, None
     while at + 12 <= len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
         kind = png[at + 4 : at + 8]
         if kind[:1].islower():
             whole = zlib.crc32(png[at + 4 : end - 4]).to_bytes(4, "big") == png[end - 4 : end]
             kept = whole and kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+            if whole and kind == b"iCCP":
+                with contextlib.suppress(zlib.error):
+                    packed = png[png.index(b"\0", at + 8) + 2 : end - 4]
+                    profile = zlib.decompressobj().decompress(packed, MOST_PROFILE)
         else:
             kept = True
         parts += [png[at:end]] * kept
         at = end
-    return b"".join([*parts, png[at:]])
+    return b"".join([*parts, png[at:]]), profile
 
 
 def _pixels(image: Image.Image, upright: bool) -> np.ndarray:
@@ -117,7 +145,7 @@ def _pixels(image: Image.Image, upright: bool) -> np.ndarray:
     image.load()
     if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         image = image.convert("RGB")  # a fourth byte that nobody meant to be alpha
-    rgb = _to_rgb(_upright(image) if upright else image)
+    rgb = _to_rgb(_upright(image) if upright and image.format != "WEBP" else image)
     if frame and frame != (0, 0, *rgb.size):
         canvas = Image.new("RGB", rgb.size, "white")
         canvas.paste(rgb.crop(frame), (frame[0], frame[1]))
@@ -137,12 +165,50 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    to_srgb, see_through = _to_srgb(image), image.has_transparency_data
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_eight_bits(np.asarray(image, dtype=np.float64), image.mode)).convert("RGB")
-    if image.has_transparency_data:
+        image = Image.fromarray(_to_eight_bits(np.asarray(image, dtype=np.float64), image.mode))
+    if to_srgb:
+        mode, transform = to_srgb
+        alpha = image.convert("RGBA").getchannel("A") if see_through else None
+        image = image.convert(mode)
+        image = image.point(transform) if isinstance(transform, list) else transform.apply(image)
+        if alpha:
+            image.putalpha(alpha)
+    if see_through:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def _to_srgb(image: Image.Image) -> tuple[str, ImageCms.ImageCmsTransform | list[int]] | None:
+    """(mode, what turns pixels of that mode into sRGB), by the colour profile or a PNG's gamma; None: they are sRGB."""
+    gray = image.mode.startswith(GRAYS)
+    if profile := image.info.get("icc_profile"):
+        for mode in ("L", "RGB") if gray else ("CMYK",) if image.mode == "CMYK" else ("RGB",):
+            if transform := _by_profile(profile, mode):
+                return mode, transform
+    elif "srgb" not in image.info and abs(2.2 * image.info.get("gamma", 1 / 2.2) - 1) > 0.05:
+        light = (np.arange(256) / 255) ** (1 / max(image.info["gamma"], 0.01))
+        shown = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+        return "RGB", (255 * shown).round().astype(int).tolist() * 3
+    return None
+
+
+@lru_cache(maxsize=32)
+def _by_profile(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """None for a profile that is sRGB, as most are, damaged, or of another mode."""
+    try:
+        how = ImageCms.Intent.RELATIVE_COLORIMETRIC  # as browsers
+        transform = ImageCms.buildTransform(io.BytesIO(profile), SRGB, mode, "RGB", how, ImageCms.Flags.NOCACHE)
+        if mode == "CMYK":
+            return transform
+        values = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), -1) if mode == "RGB" else np.arange(256)[None]
+        tried = Image.fromarray(values.reshape(len(values), -1, *values.shape[3:]).astype(np.uint8))
+        apart = np.asarray(transform.apply(tried)).astype(int) - np.asarray(tried.convert("RGB"))
+        return transform if np.abs(apart).max() > 2 else None
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
 
 
 def _to_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.decode import READER, opened, pixels_of
+from data.decode import READER, opened, pixels_of, shown_anew
 from data.tree import EXCLUDED, Unreadable, holds_image, time_of, walk
 from search.index import Broken, Index, Row, wall
 from utils.errors import UserError, some
@@ -223,10 +223,10 @@ def look(index: Index, model: Model, file: File) -> Row | Touched | Broken | Unr
     except OSError as error:
         return Unreadable(file.path, f"can't be read ({error.strerror})")
     digest = hashlib.sha256(content).digest()
-    if file.known is not None and index.record(file.known).digest == digest.hex():
+    if file.known is not None and index.record(file.known).digest == digest.hex() and not shown_anew(content):
         return Touched(file.known, state.st_size, time_of(state))
     known = index.same(digest)
-    if known is None or not known[1]:  # codes may have been added without thumbnails
+    if known is None or not known[1] or shown_anew(content):  # added without thumbnails, or maybe by older pixels
         try:
             pixels = pixels_of(io.BytesIO(content), file.path, upright=True)
             known = model.code(pixels), thumbnail_of(pixels)
@@ -236,10 +236,10 @@ def look(index: Index, model: Model, file: File) -> Row | Touched | Broken | Unr
     return Row(file.path, state.st_size, time_of(state), digest, *known, taken_at(content) or wall(state.st_mtime))
 
 
-def thumbnail_of(pixels: np.ndarray) -> bytes:
-    """A JPEG of at most ``THUMBNAIL`` pixels a side, smaller by a whole number: a fifth of the time of any other."""
+def thumbnail_of(pixels: np.ndarray, most: int = THUMBNAIL) -> bytes:
+    """A JPEG of at most so many pixels a side, smaller by a whole number: a fifth of the time of any other."""
     image, buffer = Image.fromarray(pixels), io.BytesIO()
-    image = image.reduce(-(-max(image.size) // THUMBNAIL))
+    image = image.reduce(-(-max(image.size) // most))
     image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
 

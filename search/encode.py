@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.decode import PIXELS
 from models.exported import Exported
 from search.encoding import Encoder, Output, broken_in, broken_name, part_name, read_plan, write_plan
 from search.pictures import Part, is_url, parts_of
@@ -37,7 +38,7 @@ def planned(args: argparse.Namespace, out: Output, model: str) -> list[Part]:
     """
     inputs = [name if is_url(name) else os.path.abspath(name) for name in args.input]
     facts = {"inputs": inputs, "column": args.column, "part": args.part, "thumbnails": args.thumbnails}
-    facts["model_sha256"] = model
+    facts |= {"model_sha256": model, "pixels": PIXELS}
     if "plan.parquet" in out.names():
         parts, before = read_plan(out)
         if odd := [key for key in facts if facts[key] != before.get(key)]:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data.decode import pixels_of
+from data.decode import PIXELS, pixels_of
 from models.exported import KEYS, Exported
 from search.adding import in_order, taken_at, thumbnail_of
 from search.index import Index, Row, wall
@@ -238,6 +238,8 @@ def load(index: Index, folder: str) -> Loaded:
     parts, facts = read_plan(codes)
     if lacking := sum(part_name(n) not in names for n in range(len(parts))):
         raise UserError(f"{folder}: {lacking} of {len(parts)} parts are missing; run search.encode again, it goes on")
+    if facts.get("pixels") != PIXELS:
+        print(f"note: {folder} is of an older reader, which left colour profiles alone; encode such pictures anew")
     card = card_of(codes)
     index.set_card(card)
     report = Loaded(broken=broken_in(codes, len(parts)))

@@ -27,7 +27,7 @@ from search.scan import BLOCK, Block, Snapshot, nearest
 from utils.errors import UserError, first_line
 from utils.files import held_file
 
-FORMAT = 2
+FORMAT = 3
 # A blob at the end of a page, new in every transaction: the mark, the link of the one before, and its own. By it a log
 # (SQLite's WAL) tells which state of which file it goes on from; SQLite itself would replay any.
 MARK, LINK = b"brcdlink", 16
@@ -64,6 +64,8 @@ TO_FORMAT_2 = """
 ALTER TABLE broken ADD COLUMN reader TEXT NOT NULL DEFAULT '';
 UPDATE pictures SET taken = wall(taken);
 """
+# Codes of format 2 are of pixels that left colour profiles alone: the next add of their folders looks at all files.
+TO_FORMAT_3 = "UPDATE pictures SET mtime_ns = mtime_ns - 1 WHERE mtime_ns > 0;"
 BY_PATH = "SELECT p.id FROM folders AS f JOIN pictures AS p ON p.folder = f.id"
 OF_IDS = "FROM json_each(?) AS j CROSS JOIN pictures AS p ON p.id = j.value JOIN folders AS f ON f.id = p.folder"
 BLOCKS = "SELECT number, pictures, places, codes, checksum FROM blocks WHERE"
@@ -414,7 +416,8 @@ class Index(AnyIndex):
     def _upgrade(self) -> None:
         with self._asking() as con:
             con.create_function("wall", 1, wall)
-            con.executescript(f"BEGIN; {TO_FORMAT_2 if self._format else ''} PRAGMA user_version = {FORMAT}; COMMIT;")
+            steps = (TO_FORMAT_2 * (self._format == 1) + TO_FORMAT_3) * (self._format > 0)
+            con.executescript(f"BEGIN; {steps} PRAGMA user_version = {FORMAT}; COMMIT;")
         self._format = FORMAT
 
     @property

@@ -2,15 +2,22 @@
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pillow_heif
 import pytest
+from conftest import ROOT
 from PIL import Image, PngImagePlugin
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from viewers import SRGB, cmyk_profile, corpus, curve, profile, rgb_profile, turned
+
 from data import decode
-from data.decode import FORMATS, HEAD, format_of, pixels_of
+from data.content import digest_of, seen_digest
+from data.decode import FORMATS, HEAD, format_of, pixels_of, shown_anew
 from utils.errors import UserError
 
 IMAGE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 50, 3)).astype(np.uint8))
@@ -108,3 +115,79 @@ def test_large_photographs_are_decoded_at_half_their_size(monkeypatch):
 
 def test_two_hundred_megapixels_are_read():
     assert read(content("JPEG", Image.new("L", (20_000, 10_000), 77))).shape == (5_000, 10_000, 3)
+
+
+SMOOTH = Image.fromarray(np.random.RandomState(1).randint(40, 216, (4, 5, 3)).astype(np.uint8)).resize((50, 40))
+SWAPPED = rgb_profile(SRGB, order="bgr")  # red and blue are each other's
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in ("GIF", "BMP")])
+def test_colours_are_those_that_the_profile_means(kind):
+    pixels = read(content(kind, SMOOTH, icc_profile=SWAPPED, quality=95)).astype(int)
+    assert np.abs(pixels - np.array(SMOOTH)[..., ::-1]).mean() < 6
+    assert np.abs(pixels - np.array(SMOOTH)).mean() > 20
+
+
+def test_profiles_of_gray_palettes_alpha_and_inks():
+    gray, white = SMOOTH.convert("L"), Image.new("L", SMOOTH.size, 255)
+    linear = profile(b"GRAY", {b"kTRC": curve(1)})
+    light = np.array(gray) / 255
+    shown = 255 * (1.055 * light ** (1 / 2.4) - 0.055)
+    for image in (gray, Image.merge("LA", (gray, white))):
+        assert np.abs(read(content("PNG", image, icc_profile=linear))[..., 0] - shown).max() <= 2
+    clear = SMOOTH.copy()
+    clear.putalpha(Image.linear_gradient("L").resize(SMOOTH.size))
+    for image, mode in ((clear, "PNG"), (SMOOTH.quantize(64), "PNG"), (clear, "WEBP")):
+        plain = read(content(mode, image, lossless=True))
+        assert (
+            np.abs(read(content(mode, image, lossless=True, icc_profile=SWAPPED)) - plain[..., ::-1].astype(int)).mean()
+            < 6
+        )
+    inks = content("JPEG", SMOOTH.convert("CMYK"))
+    coated = content("JPEG", SMOOTH.convert("CMYK"), icc_profile=cmyk_profile())
+    assert np.abs(read(coated).astype(int) - read(inks)).mean() > 10
+
+
+def test_a_profile_of_srgb_or_of_nothing_changes_no_pixel():
+    for kind in ("JPEG", "PNG"):
+        plain = content(kind)
+        for other in (
+            decode.ImageCms.ImageCmsProfile(decode.SRGB).tobytes(),
+            SWAPPED[:200],
+            b"no profile",
+            cmyk_profile(),
+        ):
+            same = content(kind, icc_profile=other)
+            assert np.array_equal(read(same), read(plain)) and not shown_anew(same)
+    assert np.ptp(read(content("JPEG", IMAGE.convert("L"), icc_profile=SWAPPED)), axis=2).max() <= 2  # gray stays gray
+
+
+def test_light_of_a_png_without_a_profile():
+    plain = content("PNG", SMOOTH)
+    for chunks, anew in (
+        (chunk(b"gAMA", struct.pack(">I", 100_000)), True),
+        (chunk(b"gAMA", struct.pack(">I", 45_455)), False),
+    ):
+        data = plain[:33] + chunks + plain[33:]
+        assert (read(data).mean() > read(plain).mean() + 30) == anew == shown_anew(data)
+        assert not shown_anew(plain[:33] + chunk(b"sRGB", b"\0") + chunks + plain[33:])
+
+
+def test_webp_is_turned_by_no_viewer():
+    for kind, shape in (("JPEG", (50, 40, 3)), ("PNG", (50, 40, 3)), ("AVIF", (50, 40, 3)), ("WEBP", (40, 50, 3))):
+        assert read(content(kind, exif=turned(6)), upright=True).shape == shape
+        assert shown_anew(content(kind, exif=turned(6))) == (kind == "WEBP")
+
+
+def test_only_files_that_are_shown_otherwise_count_as_changed():
+    plain, wide = content("JPEG", SMOOTH), content("JPEG", SMOOTH, icc_profile=SWAPPED)
+    assert np.array_equal(seen_digest(plain), digest_of(plain))
+    assert not np.array_equal(seen_digest(wide), digest_of(wide))
+
+
+def test_every_odd_file_is_read_at_its_size():
+    unread = ("JPEG 2000", "ICO of three sizes", "BMP run-length, parts left out")
+    for name, data in corpus().items():
+        if name not in unread:
+            sizes = ((64, 48, 3),) if "turned by EXIF (" in name or "eXIf" in name else ((48, 64, 3), (64, 48, 3))
+            assert read(data, upright=True).shape in sizes, name

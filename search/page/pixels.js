@@ -1,4 +1,5 @@
-// A picture file as RGB bytes, the same that data/decode.py gives: upright, alpha over white, colour profiles left alone.
+// A picture file as RGB bytes, the same that data/decode.py gives: upright, alpha over white, in sRGB: exactly where
+// no colour profile is converted, else but for rounding.
 
 const BAND = 1024; // rows that are read at a time: some browsers have small canvases
 const MAX_RATIO = 100;
@@ -104,7 +105,7 @@ export const faithful = () => (honest ??= (async () => {
 })());
 
 async function decoded(bytes, max) {
-  const bitmap = await createImageBitmap(new Blob([bytes]), { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  const bitmap = await createImageBitmap(new Blob([bytes]), { premultiplyAlpha: "none" });
   try {
     const { width, height } = bitmap;
     check(width, height, max);
@@ -161,24 +162,23 @@ export async function pixels(file, max) {
   }
   if (brand === "ftypavif") throw new Error("AVIF, which can't be read here; convert it to JPEG");
   if (!kind) throw new Error("not a readable image (none of JPEG, PNG, WEBP, BMP, GIF, TIFF)");
-  let how = 1;
   if (kind === "WEBP") {
-    for (const [name, from, to] of parts(bytes, true)) {
-      if (name !== "EXIF") continue;
-      how = orientation(bytes.slice(from, to));
-      bytes[from - 8] = 0x78; // "xXIF": some browsers turn by it, some don't, so none shall
+    for (const [name, from] of parts(bytes, true)) {
+      if (name === "EXIF") bytes[from - 8] = 0x78; // "xXIF": some browsers turn by it, most don't, so none shall
     }
   }
   try {
-    if (kind === "PNG" && bytes[24] === 16 && bytes[25] === 0) {
+    const coloured = () => [...parts(bytes, false)].some(([name]) => ["iCCP", "gAMA"].includes(name));
+    if (kind === "PNG" && bytes[24] === 16 && bytes[25] === 0 && !coloured()) {
       if (bytes[28]) throw new Error("an interlaced PNG of 16-bit gray, which can't be read here; save it without interlacing");
       const view = new DataView(bytes.buffer);
       const [width, height] = [view.getUint32(16), view.getUint32(20)];
       check(width, height, max);
+      let how = 1;
       for (const [name, from, to] of parts(bytes, false)) if (name === "eXIf") how = orientation(bytes.slice(from, to));
       return turn(await gray16(bytes, width, height), how);
     }
-    return turn(await decoded(bytes, max), how);
+    return await decoded(bytes, max);
   } catch (error) {
     if (["InvalidStateError", "EncodingError", "TypeError"].includes(error.name)) {
       throw new Error(`not a readable image (${kind}: damaged, or of a kind that this browser can't read)`);

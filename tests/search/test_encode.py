@@ -27,7 +27,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from test_shards import tar_of
 
-from data.decode import pixels_of
+from data.decode import PIXELS, pixels_of
 from models.exported import Exported
 from search import encode, encoding
 from search.encoding import Encoder, Output, broken_name, part_name
@@ -421,7 +421,7 @@ def test_broken_pictures_of_earlier_runs_are_told(tmp_path, student):
     (tmp_path / "photos" / "zzz.jpg").write_bytes(b"no picture")
     planned(student, tmp_path / "codes", tmp_path / "photos", 2)
     facts = {"inputs": [str(tmp_path / "photos")], "column": None, "part": 2, "thumbnails": False}
-    facts["model_sha256"] = Exported(student).hash
+    facts |= {"model_sha256": Exported(student).hash, "pixels": PIXELS}
     out = Output(str(tmp_path / "codes"))
     encoding.write_plan(out, encoding.read_plan(out)[0], facts)
     words = ["--student", student, "--input", tmp_path / "photos", "--out", tmp_path / "codes", "--part", 2]

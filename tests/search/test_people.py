@@ -11,8 +11,9 @@ import pytest
 from conftest import run_here
 from exports import write_export
 from PIL import Image
-from test_decode import content
+from test_decode import SMOOTH, SWAPPED, content
 
+from data import decode
 from models.exported import Exported
 from search import adding
 from search import index as of_index
@@ -183,6 +184,29 @@ def test_an_index_of_older_code_is_brought_up_to_date(album, export, tmp_path):
     with Index(tmp_path / "i") as index:
         facts = index.info()
     assert facts["format"] == of_index.FORMAT and len(facts["identity"]) == 32 and facts["generation"] > 1
+
+
+def test_codes_of_older_pixels_are_made_anew_and_others_stay(album, export, tmp_path, monkeypatch):
+    write(album / "wide.jpg", content("JPEG", SMOOTH, icc_profile=SWAPPED))
+    with monkeypatch.context() as older:
+        older.setattr(decode, "_to_srgb", lambda image: None)
+        add(tmp_path / "i", export, album)
+    con = sqlite3.connect(tmp_path / "i")
+    con.execute("PRAGMA user_version = 2")
+    con.close()
+    with Index(tmp_path / "i") as index:
+        before, old = index.codes()
+    write(album / "copy.jpg", (album / "wide.jpg").read_bytes())  # its code is no longer that of the bytes
+    code, said = add(tmp_path / "i", export, album)
+    assert code == 0 and "2 added, 6 unchanged" in said
+    with Index(tmp_path / "i") as index:
+        ids, codes = index.codes()
+        assert len(set(ids) & set(before)) == 6 and not index.faults() and not adding.file_faults(index)
+        paths = [record.path for record in index.records(ids[-2:].tolist())]
+    assert [os.path.basename(path) for path in paths] == ["copy.jpg", "wide.jpg"]
+    right = Exported(export).code(decode.pixels_of(album / "wide.jpg", upright=True))
+    assert np.array_equal(codes[-2:], [right, right]) and not (old == right).all(axis=1).any()
+    assert "0 added, 8 unchanged" in add(tmp_path / "i", export, album)[1]
 
 
 def test_words_do_not_mislead(album, export, tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -25,6 +26,10 @@ from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 from playwright.sync_api import expect
 from small_search import MARKUP, PHONE, as_bytes, draw, drop, find_alike, opened, paste, running, shown, write_index
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from viewers import corpus
 
 from data.decode import pixels_of
 from models.exported import Exported
@@ -419,6 +424,18 @@ def test_pixels_and_codes_are_those_of_python(page, made):
         pixels = np.frombuffer(base64.b64decode(there), np.uint8).reshape(height, width, 3)
         assert np.array_equal(pixels, here), name
         assert page.evaluate(HASH, text) == made[2].code(here).tolist(), name
+
+
+def test_colours_are_those_of_python(page):
+    """But for rounding: the browser converts profiles by its own library."""
+    for name, content in corpus().items():
+        if name.startswith(("JPEG", "PNG", "WebP")) and any(
+            word in name for word in ("swapped", "linear", "gAMA of 1")
+        ):
+            here = pixels_of(io.BytesIO(content), name, upright=True).astype(int)
+            width, height, there = page.evaluate(PIXELS, base64.b64encode(content).decode())
+            apart = np.abs(np.frombuffer(base64.b64decode(there), np.uint8).reshape(height, width, 3) - here)
+            assert apart.mean() < 0.5 and apart.max() <= 4, name
 
 
 def test_interlaced_gray_of_16_bits_is_refused(page):
