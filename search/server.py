@@ -32,12 +32,13 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.formparsers import MultiPartParser
 
-from data.decode import FORMATS, HEAD, format_of, opened
+from data.decode import FORMATS, HEAD, format_of, opened, pixels_of
 from data.tree import time_of
 from models.exported import Exported, may_ask
+from search.adding import thumbnail_of
 from search.asking import answers, facts, hashed
 from search.copies import duplicates, look_of
-from search.guard import MAX_BODY, MAX_UPLOAD, TOO_LARGE, Ascii, Guard, failure
+from search.guard import MAX_BODY, MAX_UPLOAD, SECONDS, TOO_LARGE, Ascii, Guard, failure
 from search.index import Filters, Index, Record
 from utils.errors import UserError, first_line
 
@@ -46,6 +47,7 @@ MAX_PIXELS = 64_000_000
 LARGE = 25_000_000  # above what phones take
 MAX_RATIO = 100  # of the sides: a network that sees the middle makes a strip huge before it crops
 MAX_K = 1000
+PREVIEW = 1600  # pixels of the longer side, at most
 MAX_GROUPS = 1000  # of copies
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # A picture that is opened by itself: it may run nothing, whatever is hidden in it.
@@ -159,6 +161,18 @@ def check_original(record: Record) -> str:
     return "image/heic" if kind == "HEIF" else f"image/{kind.lower()}"
 
 
+def preview_of(record: Record) -> bytes:
+    """A JPEG of an indexed file.
+
+    Raises:
+        HTTPException: as ``check_original``; or the file has too many pixels.
+    """
+    check_original(record)
+    content = Path(record.path).read_bytes()
+    readable(count_pixels, content, record.path)
+    return thumbnail_of(pixels_of(BytesIO(content), record.path, upright=True), PREVIEW)
+
+
 class Searcher:
     """An index and the student that asks it."""
 
@@ -234,6 +248,18 @@ class Searcher:
         }
 
 
+def named(record: Record) -> dict[str, str]:
+    return {"ETag": f'"{record.digest}"', "Cache-Control": "private, no-cache"}
+
+
+def unchanged(record: Record, request: Request) -> Response | None:
+    """The answer to a browser that has this picture."""
+    headers = named(record)
+    return (
+        Response(status_code=304, headers=headers) if request.headers.get("if-none-match") == headers["ETag"] else None
+    )
+
+
 def filters(folder: str | None, after: date | None, before: date | None) -> Filters:
     first, end = (None if day is None else calendar.timegm(day.timetuple()) for day in (after, before))
     return Filters(folder or None, None, first, end)
@@ -261,6 +287,7 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()) -> 
     cores = os.cpu_count() or 1
     hashing = ThreadPoolExecutor(cores, "hashing")
     large = ThreadPoolExecutor(1, "large")  # one at a time, since each takes a gigabyte; small ones pass by
+    previews = ThreadPoolExecutor(1, "previews")  # as dear, and no query waits for them
     # Each search on one core: several at once share the cores, and none waits for a core that hashes.
     searching = ThreadPoolExecutor(cores, "searching", faiss.omp_set_num_threads, (1,))
     files = {file.name: file.read_bytes() for file in PAGE.iterdir() if file.suffix in TYPES}
@@ -360,12 +387,24 @@ def make_app(index: Index, student: Exported, allowed: Collection[str] = ()) -> 
     async def thumbnail(id: Id, request: Request) -> Response:
         """A small JPEG of an indexed picture, kept in the index."""
         record = await to_thread(searcher.record, id)  # asked for anew each time: it may have been removed
-        headers = {"ETag": f'"{record.digest}"', "Cache-Control": "private, no-cache"}
-        if request.headers.get("if-none-match") == headers["ETag"]:
-            return Response(status_code=304, headers=headers)
+        if known := unchanged(record, request):
+            return known
         if not (jpeg := await to_thread(index.thumbnail, record.id)):
             raise HTTPException(404, "it has no thumbnail")
-        return Response(jpeg, media_type="image/jpeg", headers=headers)
+        return Response(jpeg, media_type="image/jpeg", headers=named(record))
+
+    @app.get("/preview/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+    async def preview(id: Id, request: Request) -> Response:
+        """A JPEG of at most 1,600 pixels, of a file that browsers can't show."""
+        record = await to_thread(searcher.record, id)
+        if known := unchanged(record, request):
+            return known
+        try:
+            async with asyncio.timeout(SECONDS):
+                jpeg = await on(previews, preview_of, record)
+        except TimeoutError:
+            raise HTTPException(503, "busy with other previews; try again later") from None
+        return Response(jpeg, media_type="image/jpeg", headers=named(record))
 
     @app.get("/original/{id}", response_class=Response, responses={200: {"content": {"image/*": {}}}})
     async def original(id: Id) -> Response:

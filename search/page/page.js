@@ -1,6 +1,6 @@
 // The page: a question (a picture of yours, or one of the index), its answer as a grid, and the way back.
 // What answers is an engine: server.js, or browser.js on a site without a server. Both have open, now, browse, search,
-// renew, thumbnail, original; duplicates and keep or null.
+// renew, thumbnail, original (with preview, or null); duplicates and keep or null.
 
 const engine = await import(`./${document.documentElement.dataset.engine}.js`);
 const BATCH = 60; // tiles that are added at a time
@@ -153,11 +153,17 @@ new ResizeObserver(() => {
   if ((shown < hits.length || onward) && $("end").getBoundingClientRect().top < innerHeight + 800) more(BATCH);
 }).observe($("results"));
 
-// The viewer: the original where this browser shows it, else the thumbnail
+// The viewer: the original where this browser shows it, else what the server makes of it, else the thumbnail
 
 let at = 0; // which of the hits it shows
 const whole = new Image();
+let instead = ""; // of an original that this browser does not show
 whole.onload = () => ($("large").src = whole.src);
+whole.onerror = () => {
+  if (instead) whole.src = instead;
+  instead = "";
+};
+const UNSHOWN = /\.(hei[cf]|tiff?)$/i; // by browsers but Safari: not fetched in vain
 
 function view(to) {
   const hit = hits[to];
@@ -180,7 +186,9 @@ function view(to) {
   engine.thumbnail(id).catch(() => "").then((address) => {
     if (at !== to) return;
     if (address) $("large").src = address;
-    if (original) whole.src = original;
+    if (!original) return;
+    instead = engine.preview(id);
+    whole.src = UNSHOWN.test(path) ? instead : original;
   });
   steps();
   if (!$("view").open) $("view").showModal();

@@ -34,3 +34,5 @@ export function search({ file, id, ...filters }, signal) {
 export const thumbnail = async (id) => `thumbnail/${id}`;
 
 export const original = (id) => `original/${id}`;
+// Where a browser can't show the original.
+export const preview = (id) => `preview/${id}`;

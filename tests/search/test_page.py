@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from datetime import date, timedelta
+from io import BytesIO
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,6 +21,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT, command_line
 from exports import write_export
+from PIL import Image
 from playwright.sync_api import expect
 from small_search import (
     MARKUP,
@@ -36,6 +38,8 @@ from small_search import (
     write_index,
 )
 from starlette.testclient import TestClient
+from test_decode import content as encoded
+from test_decode import turned
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -170,8 +174,37 @@ def test_an_original_that_changed_or_is_gone_is_refused(made, tmp_path):
         os.mkfifo(pipe.path)
         Path(link.path).symlink_to("/etc/passwd")
         for one, status in ((changed, 409), (swapped, 409), (gone, 410), (pipe, 409), (link, 409)):
-            assert one.path in refused(client.get(f"/original/{one.digest[:16]}"), status)
+            for what in ("original", "preview"):
+                assert one.path in refused(client.get(f"/{what}/{one.digest[:16]}"), status)
             assert client.get(f"/thumbnail/{one.digest[:16]}").status_code == 200
+
+
+def test_what_browsers_cannot_show_is_previewed(chromium, tmp_path, monkeypatch):
+    path, student = write_index(tmp_path, 6)
+    heic = tmp_path / "pictures" / "IMG_1.HEIC"
+    heic.write_bytes(encoded("HEIF", draw(77, (2000, 1500)), exif=turned(6)))
+    with Index(path, write=True) as writer:
+        add(writer, student, heic)
+    with Index(path) as index, running(make_app(index, student)) as address:
+        record = index.record(index.codes()[0][-1].item())
+        client = TestClient(make_app(index, student), HERE)
+        answer = client.get(f"/preview/{record.digest[:16]}")
+        shown = Image.open(BytesIO(answer.content))
+        assert (shown.format, shown.size, answer.headers["content-type"]) == ("JPEG", (750, 1000), "image/jpeg")
+        again = client.get(f"/preview/{record.digest[:16]}", headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304 and not again.content
+        with opened(chromium, address) as page:
+            asked = []
+            page.on("request", lambda request: asked.append(request.url))
+            page.locator(f".hit[data-id='{record.digest[:16]}'] button").click()
+            expect(page.locator("#large")).to_have_attribute("src", re.compile("preview/"))
+            assert page.locator("#large").evaluate("p => p.naturalWidth") == 750
+            assert not [url for url in asked if "original/" in url]
+        monkeypatch.setattr(server, "MAX_PIXELS", 1000)
+        refused(client.get(f"/preview/{record.digest[:16]}"), 413)
+        monkeypatch.setattr(server, "SECONDS", 0.2)
+        monkeypatch.setattr(server, "preview_of", lambda record: time.sleep(1))
+        assert "busy with other previews" in refused(client.get(f"/preview/{record.digest[:16]}"), 503)
 
 
 # What is refused
@@ -247,7 +280,7 @@ def test_malformed_forms(client):
 
 
 def test_unknown_pictures(client):
-    for where in ("thumbnail", "original"):
+    for where in ("thumbnail", "preview", "original"):
         for picture in (1, "0" * 16, -1, 2**63, "x", "1.5", "%2e%2e", "a", "é" * 16, "x" * 5000):
             refused(client.get(f"/{where}/{picture}"), 404, 422)
     for picture in (1, -1, "0" * 16, "1; DROP TABLE pictures"):
@@ -686,6 +719,9 @@ def test_a_tile_opens_a_viewer(page, index):
     expect(tiles.nth(1)).to_be_focused()
     page.route("**/original/*", lambda route: route.fulfill(body=b"HEIC, say", content_type="image/heic"))
     tiles.nth(9).click()
+    expect(large).to_have_attribute("src", re.compile("preview/"))
+    page.route("**/preview/*", lambda route: route.fulfill(status=413))
+    page.keyboard.press("ArrowRight")
     expect(large).to_have_attribute("src", re.compile("thumbnail/"))
     page.locator("#alike").click()
     expect(page.locator("#hint")).to_have_text("from the index")
@@ -893,6 +929,7 @@ def test_the_api_s_page_needs_nothing_from_elsewhere(page, served):
     expect(page.locator("h2 code").first).to_have_text("/api/search")
     text = page.locator("#docs").inner_text()
     assert all(
-        word in text for word in ("/api/info", "/thumbnail/{id}", "/original/{id}", "radius", "search_ms", "curl")
+        word in text
+        for word in ("/api/info", "/thumbnail/{id}", "/preview/{id}", "/original/{id}", "radius", "search_ms", "curl")
     )
     expect(page.locator("h2 code")).to_have_count(len(httpx.get(f"{served}openapi.json").json()["paths"]))
