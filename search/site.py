@@ -6,6 +6,7 @@ data/VERSION/model.onnx          the exported student
 data/VERSION/codes.bin           uint8 [n, w], in the order added; folders.bin: uint32 [n], places in info's folders
 data/VERSION/ids.bin             8 bytes of each picture's content hash, by which addresses name it
 data/VERSION/looks.bin           8 bytes each of what a second look sees, zeros where there is no thumbnail
+data/VERSION/duplicates.json     groups of pictures that are there more than once
 data/VERSION/names-G.json        {names, ids, sizes of thumbnails} of a group of pictures
 data/VERSION/thumbs-S.bin        thumbnails of a shard, end to end
 ort/                             ONNX Runtime Web, which npm has
@@ -26,15 +27,17 @@ import numpy as np
 from tqdm import tqdm
 
 from models.exported import MODEL, Exported
-from search.copies import ALIKE, LOOKED, LOW, look_of
+from search.asking import facts
+from search.copies import ALIKE, LOOKED, LOW, duplicates, look_of
 from search.index import SHORT, Index
-from search.server import MAX_K, MAX_PIXELS, PAGE
+from search.server import MAX_GROUPS, MAX_K, MAX_PIXELS, PAGE
 from utils.errors import UserError, first_line
 from utils.files import ASIDE, read_json, write_json, written_aside
 
 FORMAT = 1
 LATER = ("thumbs-",)  # data that not every visit needs
 GROUP, SHARD = 4096, 256  # pictures whose names are one file, and whose thumbnails are
+COMPARED = 200_000  # pictures: more are not compared with each other, which would take minutes
 MAX_UPLOAD = 512 * 2**20  # bytes of a query's file, which stays in the browser
 ORT = "1.30.0"  # of onnxruntime-web
 ORT_FILES = {"module": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}
@@ -90,6 +93,17 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def groups_of(index: Index, top: str) -> list:
+    """As the server's ``/api/duplicates``, with paths below ``top``."""
+    return [
+        [
+            {**facts(one), "path": shown(os.path.relpath(one.path, top)), "kind": group.kind(one)}
+            for one in group.pictures
+        ]
+        for group in duplicates(index)[:MAX_GROUPS]
+    ]
+
+
 def write_data(index: Index, student: Exported, folder: Path) -> dict:
     """Codes, names, thumbnails and the model; returns what info.json says of them."""
     ids, codes = index.codes()
@@ -114,6 +128,8 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
     (folder / "taken.bin").write_bytes(taken.astype("<f8").tobytes())
     (folder / "looks.bin").write_bytes(b"".join(looks))
     (folder / "ids.bin").write_bytes(bytes.fromhex("".join(contents)))
+    if len(ids) <= COMPARED:
+        (folder / "duplicates.json").write_text(json.dumps(groups_of(index, top), ensure_ascii=False), encoding="utf-8")
     shutil.copyfile(student.folder / MODEL, folder / MODEL)
     below = ["" if path == top else shown(os.path.relpath(path, top)) for path in folders]
     return {
@@ -129,6 +145,7 @@ def write_data(index: Index, student: Exported, folder: Path) -> dict:
         "max_upload": MAX_UPLOAD,
         "max_pixels": MAX_PIXELS,
         "max_k": MAX_K,
+        "duplicates": len(ids) <= COMPARED,
         "looked": LOOKED,
         "alike": ALIKE,
         "problem": None if len(ids) else "the index was empty when this site was written",

@@ -26,6 +26,7 @@ export function call(name, value, report) {
 export async function open(say) {
   const info = await call("open", null, (share, total) =>
     say(`Loading the network and the codes: ${Math.round(100 * share)} % of ${Math.ceil(total / 2 ** 20)} MiB`));
+  if (info.duplicates) duplicates = () => call("duplicates");
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // not on plain http; who forbids it can search all the same
   return info;
 }
@@ -41,7 +42,7 @@ export async function renew() {
   if (coming) await new Promise((done) => coming.addEventListener("statechange", () => ["activated", "redundant"].includes(coming.state) && done()));
 }
 
-export const duplicates = null; // python -m search duplicates lists them
+export let duplicates = null; // of a large index, whose site does not have them
 // Thumbnails too, for use without a network, when a visitor wants that.
 export async function keep() {
   const { active } = await navigator.serviceWorker.ready;

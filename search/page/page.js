@@ -261,9 +261,9 @@ function bar(asked, state = asked ? "asked" : "start") {
   $("view").close();
   body.dataset.state = state;
   const name = asked && (asked.name ? base(asked.name) : "One of these pictures");
-  $("title").textContent = name ?? "Which pictures look like yours?";
+  $("title").textContent = name ?? (state === "copies" ? "Pictures that are there more than once" : "Which pictures look like yours?");
   $("title").title = asked?.name ?? "";
-  document.title = asked?.name ? `${name} – search by picture` : "Search by picture";
+  document.title = asked?.name || state === "copies" ? `${name ?? "Duplicates"} – search by picture` : "Search by picture";
   $("hint").textContent = !asked ? "Drop one anywhere on this page, paste it, or" : asked !== answered ? "Searching…" : asked.file ? "your picture" : "from the index";
   if (question === asked) return;
   question = asked;
@@ -373,7 +373,7 @@ async function copies() {
       return [{ heading: `${pictures.length} ${near}; keep the first (the others take ${size(bytes)})` }, ...pictures];
     }));
     $("status").textContent = groups.length
-      ? `${number.format(groups.length)} groups. Nothing is deleted here; python -m search duplicates writes the list.` : "No picture is there more than once.";
+      ? `${groups.length === 1 ? "1 group" : `${number.format(groups.length)} groups`}. Nothing is deleted here; python -m search duplicates writes the list.` : "No picture is there more than once.";
   } catch (error) {
     fill([]);
     wrong(error.message);

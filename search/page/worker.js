@@ -259,7 +259,9 @@ async function thumbnail(id) {
   return (await thumbs.get(number)).slice(start, start + sizes[at], "image/jpeg");
 }
 
-const calls = { open, browse, search, thumbnail, hashed };
+const duplicates = async () => (await get(new URL("duplicates.json", data))).json();
+
+const calls = { open, browse, search, thumbnail, duplicates, hashed };
 
 addEventListener("message", async ({ data: { number, call, value } }) => {
   const report = (share, total) => postMessage({ number, share, total });

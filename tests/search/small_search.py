@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from exports import write_export
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -117,3 +118,24 @@ def shown(page: Page) -> list[tuple[str, int]]:
     pairs = page.evaluate("""[...document.querySelectorAll(".hit")].map((e) =>
         [e.dataset.id, Number(e.dataset.distance)])""")
     return [tuple(pair) for pair in pairs]
+
+
+SIZES = [(320, 640), (740, 360), (1440, 900)]
+
+
+def everybody_can_use(page: Page) -> None:
+    """All that is to be seen, the viewer and the duplicates too: axe finds no fault, and nothing sticks out."""
+    axe = Axe()
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    page.evaluate("document.querySelector('#folder').append(new Option('long '.repeat(30)))")
+    expect(page.locator(".hit img.there").first).to_be_visible()
+    for step in ("#home", ".hit button", "#alike", "#copies"):
+        page.locator(step).first.click()
+        if step == "#alike":
+            shown(page)
+        if step == "#copies":
+            expect(page.locator(".heading")).to_have_count(1)
+        expect(page.locator("body.busy")).to_have_count(0)
+        found = [(one["id"], one["nodes"][0]["html"]) for one in axe.run(page).response["violations"]]
+        assert not found, (step, found)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), step

@@ -25,7 +25,21 @@ from exports import write_export
 from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 from playwright.sync_api import expect
-from small_search import MARKUP, PHONE, as_bytes, draw, drop, find_alike, opened, paste, running, shown, write_index
+from small_search import (
+    MARKUP,
+    PHONE,
+    SIZES,
+    as_bytes,
+    draw,
+    drop,
+    everybody_can_use,
+    find_alike,
+    opened,
+    paste,
+    running,
+    shown,
+    write_index,
+)
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -238,6 +252,41 @@ def test_a_phone(chromium, host):
         phone.locator("#alike").tap()
         expect(phone.locator(".hit[data-distance='0']").first).to_be_visible()
         assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory, ort) -> Iterator[str]:
+    """A site of twelve pictures, one of them there twice."""
+    folder = tmp_path_factory.mktemp("twice")
+    path, student = write_index(folder, 12)
+    shutil.copyfile(folder / "pictures/b/picture0004.jpg", folder / "pictures/a/copy.jpg")
+    with Index(path, write=True) as index:
+        adding.add(index, student, [folder / "pictures"])
+        site.write_site(index, student, folder / "site", ort)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder / "site")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_everybody_can_use_it_at_any_size(chromium, twice, width, height):
+    how = {"viewport": {"width": width, "height": height}, "reduced_motion": "reduce"}
+    with opened(chromium, twice, **how, service_workers="block") as page:
+        everybody_can_use(page)
+
+
+def test_duplicates_are_those_of_the_server(chromium, twice, made, ort, tmp_path, monkeypatch):
+    with opened(chromium, twice) as page:
+        page.locator("#copies").click()
+        expect(page.locator(".heading")).to_have_text("2 of the same bytes; keep the first (the others take 2 kB)")
+        titles = page.locator(".hit button").evaluate_all("(all) => all.map((one) => one.title)")
+        assert sorted(titles) == ["a/copy.jpg", "b/picture0004.jpg"]
+        expect(page.locator(".hit img.there")).to_have_count(2)
+    monkeypatch.setattr(site, "COMPARED", 10)  # of a larger index they are not there
+    with Index(made[1]) as index:
+        assert not site.write_site(index, made[2], tmp_path / "site", ort)["duplicates"]
+    assert not list(tmp_path.glob("site/data/*/duplicates.json"))
 
 
 def test_it_works_without_a_network_after_the_first_load(page, host):
@@ -497,7 +546,7 @@ def test_a_new_state_takes_the_old_one_s_place(made, ort, tmp_path):
     with Index(made[1]) as index:
         site.write_site(index, made[2], tmp_path / "site", ort)
         after = contents(tmp_path / "site")
-        assert after.keys() != before.keys() and len(after) <= 20  # files of the usual sizes
+        assert after.keys() != before.keys() and len(after) <= 21  # files of the usual sizes
         site.write_site(index, made[2], tmp_path / "site", ort)
         assert contents(tmp_path / "site") == after  # the same index: the same bytes
     other, student = write_index(tmp_path / "other", 12)
