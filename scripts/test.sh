@@ -34,8 +34,8 @@ has_chromium || "$PY" -m playwright install chromium > /dev/null 2>&1 || {
         { apt-get install -y -q chromium || { apt-get update -q && apt-get install -y -q chromium; }; } > /dev/null 2>&1
 } || echo "note: no Chromium: tests of the search page are skipped; put one on PATH (apt install chromium) and run again" >&2
 
-# The site is tried on a real nginx, where there is one.
-command -v nginx > /dev/null || { [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null &&
-    apt-get install -y -q nginx-light > /dev/null 2>&1; } || true
+# The site is tried on a real nginx and Caddy, where there are any.
+{ command -v nginx && command -v caddy; } > /dev/null || { [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null &&
+    apt-get install -y -q nginx-light caddy > /dev/null 2>&1; } || true
 
 exec "$PY" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

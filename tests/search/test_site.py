@@ -604,11 +604,34 @@ http {{
 """
 
 
+CADDY = """
+{{
+    admin off
+    auto_https disable_redirects
+    skip_install_trust
+}}
+https://localhost:{port} {{
+    tls internal
+    handle_path /site/* {{
+        root * {site}
+        file_server
+    }}
+    handle_path /photos/* {{
+        reverse_proxy {server}
+    }}
+}}
+"""
+STOCK = {
+    "nginx": (NGINX, ("-c", "{conf}", "-p", "{folder}"), "http://127.0.0.1"),
+    "caddy": (CADDY, ("run", "--config", "{conf}", "--adapter", "caddyfile"), "https://localhost"),
+}
+
+
 @contextlib.contextmanager
-def nginx(folder: Path, site: Path, server: str = "http://127.0.0.1:9/") -> Iterator[str]:
-    """A stock nginx: the site below a prefix, and a server of ours below another."""
-    if not (program := shutil.which("nginx") or shutil.which("/usr/sbin/nginx")):
-        pytest.skip("no nginx: scripts/test.sh installs it for root; else apt install nginx-light")
+def stock(name: str, folder: Path, site: Path, server: str = "http://127.0.0.1:9/") -> Iterator[str]:
+    """A stock nginx or, by TLS, Caddy: the site below a prefix, and a server of ours below another."""
+    if not (program := shutil.which(name) or shutil.which(f"/usr/sbin/{name}")):
+        pytest.skip(f"no {name}: scripts/test.sh installs it for root; else apt install nginx-light caddy")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -616,34 +639,45 @@ def nginx(folder: Path, site: Path, server: str = "http://127.0.0.1:9/") -> Iter
     for path in (folder, *folder.parents):
         if path != Path("/") and path.stat().st_uid == os.getuid() and path != Path("/tmp"):
             path.chmod(path.stat().st_mode | 0o055)  # workers are of another user
-    conf = folder / "nginx.conf"
-    conf.write_text(NGINX.format(folder=folder, port=port, site=folder / "www", server=server))
-    with subprocess.Popen([program, "-c", conf, "-p", folder], stderr=subprocess.PIPE) as process:
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.1):
-                break
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/"
-        process.terminate()
+    text, words, address = STOCK[name]
+    server = server if name == "nginx" else server.rstrip("/")
+    conf = folder / "conf"
+    conf.write_text(text.format(folder=folder, port=port, site=folder / "www", server=server))
+    words = [word.format(conf=conf, folder=folder) for word in words]
+    said, own = folder / "said", {**os.environ, "HOME": str(folder)}
+    with said.open("wb") as file, subprocess.Popen([program, *words], stderr=file, env=own) as process:
+        try:
+            for _ in range(100):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.1):
+                    break
+                assert process.poll() is None, said.read_text()
+                time.sleep(0.1)
+            yield f"{address}:{port}/"
+        finally:
+            process.terminate()
 
 
-def test_a_stock_nginx_serves_the_site_below_a_prefix(chromium, made, tmp_path):
+@pytest.mark.parametrize("name", STOCK)
+def test_a_stock_host_serves_the_site_below_a_prefix(chromium, made, tmp_path, name):
     picture = tmp_path / "mine.png"
     draw(1000, (400, 300)).save(picture)
-    with nginx(tmp_path / "n", made[0]) as address, opened(chromium, f"{address}site/") as page:
+    with (
+        stock(name, tmp_path / "n", made[0]) as address,
+        opened(chromium, f"{address}site/", ignore_https_errors=True) as page,
+    ):
         drop(page, picture)
         expect(page.locator("#status")).to_contain_text("100 most alike of 300 pictures")
 
 
-def test_a_server_behind_nginx_and_a_prefix(chromium, made, tmp_path):
+@pytest.mark.parametrize("name", STOCK)
+def test_a_server_behind_a_proxy_and_a_prefix(chromium, made, tmp_path, name):
     picture = tmp_path / "mine.png"
     draw(1000, (400, 300)).save(picture)
     with (
         Index(made[1]) as index,
         running(make_app(index, made[2])) as server,
-        nginx(tmp_path / "n", made[0], server) as address,
-        opened(chromium, f"{address}photos/") as page,
+        stock(name, tmp_path / "n", made[0], server) as address,
+        opened(chromium, f"{address}photos/", ignore_https_errors=True) as page,
     ):
         drop(page, picture)
         expect(page.locator("#status")).to_contain_text("100 most alike of 300 pictures")
