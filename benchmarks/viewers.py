@@ -199,6 +199,8 @@ def corpus() -> dict[str, bytes]:
         "PNG RGBA over white": png(rgba),
         "PNG gray, one see-through": png(gray // 16 * 16, (b"tRNS", struct.pack(">H", 112))),
         "PNG RGB, one see-through": png(rgb // 64 * 64, (b"tRNS", struct.pack(">3H", 128, 128, 64))),
+        "PNG gray of 16 bits, one see-through": png(wide[..., 1:2] & 0xF000, (b"tRNS", struct.pack(">H", 0x7000))),
+        "PNG RGB of 16 bits, one see-through": png(wide & 0x8000, (b"tRNS", struct.pack(">3H", 0x8000, 0x8000, 0))),
         "PNG turned by eXIf": png(rgb, (b"eXIf", turned(6)[6:])),
         "PNG, gAMA of 1": png(rgb, (b"gAMA", struct.pack(">I", 100000))),
         "PNG, gAMA of 1/1.8": png(rgb, (b"gAMA", struct.pack(">I", 55556))),

@@ -78,11 +78,12 @@ def pixels_of(file: Path | BinaryIO, name: str | None = None, upright: bool = Fa
 
 
 def shown_anew(content: bytes) -> bool:
-    """Whether ``PIXELS`` 1 gave other pixels: it left colours alone, and turned WebP."""
+    """Whether ``PIXELS`` 1 gave other pixels: it left colours alone, turned WebP, and saw through no PNG of 16 bits."""
     try:
         with _opened(content) as image:
             turned = image.format == "WEBP" and image.getexif().get(0x112, 1) != 1
-            return turned or _to_srgb(image) is not None
+            clear = image.format == "PNG" and content[24] == 16 and "transparency" in image.info
+            return turned or clear or _to_srgb(image) is not None
     except Exception:  # a file that can't be read has no pixels
         return False
 
@@ -109,6 +110,8 @@ def _opened(content: bytes) -> Image.Image:
     opened(content).verify()  # it forgives a last chunk that is cut
     image = opened(content)
     image.info["icc_profile"] = profile
+    if content[24] == 16 and isinstance(clear := image.info.get("transparency"), tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)  # Pillow reads the high bytes
     return image
 
 
@@ -167,7 +170,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     to_srgb, see_through = _to_srgb(image), image.has_transparency_data
     if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_eight_bits(np.asarray(image, dtype=np.float64), image.mode))
+        values, clear = np.asarray(image, dtype=np.float64), image.info.get("transparency")
+        image = Image.fromarray(_to_eight_bits(values, image.mode))
+        if see_through:
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if to_srgb:
         mode, transform = to_srgb
         alpha = image.convert("RGBA").getchannel("A") if see_through else None

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from viewers import SRGB, cmyk_profile, corpus, curve, profile, rgb_profile, turned
+from viewers import SRGB, cmyk_profile, corpus, curve, png, profile, rgb_profile, turned
 
 from data import decode
 from data.content import digest_of, seen_digest
@@ -177,6 +177,15 @@ def test_webp_is_turned_by_no_viewer():
     for kind, shape in (("JPEG", (50, 40, 3)), ("PNG", (50, 40, 3)), ("AVIF", (50, 40, 3)), ("WEBP", (40, 50, 3))):
         assert read(content(kind, exif=turned(6)), upright=True).shape == shape
         assert shown_anew(content(kind, exif=turned(6))) == (kind == "WEBP")
+
+
+def test_a_color_of_sixteen_bits_is_see_through():
+    wide = np.random.RandomState(0).randint(0, 3, (20, 30, 3)).astype(np.uint16) * 20_000
+    for pixels, clear in ((wide[..., :1], (20_000,)), (wide, (20_000, 0, 20_000))):
+        data = png(pixels, (b"tRNS", struct.pack(f">{len(clear)}H", *clear)))
+        seen = (pixels != clear).any(axis=-1)
+        assert (read(data)[~seen] == 255).all() and np.array_equal(read(data)[seen], read(png(pixels))[seen])
+        assert shown_anew(data) and not shown_anew(png(pixels))
 
 
 def test_only_files_that_are_shown_otherwise_count_as_changed():

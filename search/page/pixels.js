@@ -168,7 +168,7 @@ export async function pixels(file, max) {
     }
   }
   try {
-    const coloured = () => [...parts(bytes, false)].some(([name]) => ["iCCP", "gAMA"].includes(name));
+    const coloured = () => [...parts(bytes, false)].some(([name]) => ["iCCP", "gAMA", "tRNS"].includes(name));
     if (kind === "PNG" && bytes[24] === 16 && bytes[25] === 0 && !coloured()) {
       if (bytes[28]) throw new Error("an interlaced PNG of 16-bit gray, which can't be read here; save it without interlacing");
       const view = new DataView(bytes.buffer);
