@@ -11,7 +11,7 @@ from tqdm import tqdm
 from data.dataset import HashingData
 from data.sources import FileImages, broken_images
 from data.tree import images_below
-from utils.errors import UserError, some
+from utils.errors import UserError, many, some
 from utils.files import read_json, write_json
 from utils.machine import cores
 from utils.seeds import seed_of
@@ -126,7 +126,8 @@ def _sample(root: Path, names: list[str], size: int, seed: int, cache_dir: Path 
             write_json(file, {"answer": answer, "checksum": _checksum(answer)})
     notes = []
     if answer["broken"]:
-        notes.append(f"left out {len(answer['broken'])} files that are no readable pictures: {some(answer['broken'])}")
+        broken = many(len(answer["broken"]), "file")
+        notes.append(f"left out {broken} that could not be decoded: {some(answer['broken'])}")
     if answer["copies"]:
         notes.append(f"left out {answer['copies']} copies of other pictures")
     return answer["names"], notes

@@ -27,7 +27,7 @@ from search import adding, asking, copies, engines, montage
 from search.engines import open_index
 from search.index import Filters, Index
 from search.index import named as called
-from utils.errors import UserError, guarded, printable, some
+from utils.errors import UserError, guarded, many, printable, some
 from utils.files import written_aside
 from utils.options import Parser, named, whole
 
@@ -196,24 +196,24 @@ def add(args: argparse.Namespace) -> None:
         if args.approximate:
             index.make_approximate()
     if args.codes:
-        print(f"{args.index}: {loaded.added:,} added, {loaded.unchanged:,} unchanged; {total:,} pictures")
+        print(f"{args.index}: {loaded.added:,} added, {loaded.unchanged:,} unchanged; {many(total, 'picture')}")
         if loaded.broken:
-            print(f"{loaded.broken:,} pictures could not be read when they were encoded; see {args.codes}/broken-*")
+            print(f"{many(loaded.broken, 'picture')} could not be read for encoding; see {args.codes}/broken-*")
         return
-    for what, lines in (("no readable pictures", report.broken), ("could not be read", report.unreadable)):
+    for what, lines in (("decoded", report.broken), ("read", report.unreadable)):
         if lines:
-            print(printable(f"{len(lines):,} files {what}: {some(lines, NAMED)}"))
+            print(printable(f"{many(len(lines), 'file')} could not be {what}: {some(lines, NAMED)}"))
     if report.others:
         print(printable(f"passed over: {counted(report.others)}"))
     counts = {
         "added": report.added,
         "unchanged": report.unchanged + report.touched,
-        "no readable pictures, as before": report.still_broken,
+        "could not be decoded, as before": report.still_broken,
         "gone (--prune forgets them; if they were moved: search move OLD NEW)": report.gone,
         "gone and forgotten": report.forgotten,
     }
     shown = [f"{count:,} {what}" for what, count in counts.items() if count or what == "added"]
-    print(f"{args.index}: {', '.join(shown)}; {total:,} pictures")
+    print(f"{args.index}: {', '.join(shown)}; {many(total, 'picture')}")
 
 
 def query(args: argparse.Namespace) -> None:
@@ -238,8 +238,8 @@ def query(args: argparse.Namespace) -> None:
         return
     for answer in answers:
         print(
-            f"{printable(answer['query'])}: {len(answer['results'])} of {answer['searched']:,} pictures, hashed in "
-            f"{answer['hash_ms']:.1f} ms, searched in {answer['search_ms']:.1f} ms"
+            f"{printable(answer['query'])}: {len(answer['results'])} of {many(answer['searched'], 'picture')}, "
+            f"hashed in {answer['hash_ms']:.1f} ms, searched in {answer['search_ms']:.1f} ms"
         )
         for hit in answer["results"]:
             same = "  (likely the same picture)" if hit["id"] in answer["likely_same"] else ""
@@ -271,8 +271,8 @@ def site(args: argparse.Namespace) -> None:
         facts = sites.write_site(index, student, args.out, args.ort or sites.runtime(args.cache_dir))
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(
-        f"{args.out}: {facts['pictures']:,} pictures, {size / 2**20:.1f} MiB; names, folders and thumbnails are open "
-        f"to whoever sees it. To try it: python -m http.server --bind 127.0.0.1 --directory {args.out} 8001"
+        f"{args.out}: {many(facts['pictures'], 'picture')}, {size / 2**20:.1f} MiB; names, folders and thumbnails are "
+        f"open to whoever sees it. To try it: python -m http.server --bind 127.0.0.1 --directory {args.out} 8001"
     )
 
 
@@ -283,8 +283,8 @@ def duplicates(args: argparse.Namespace) -> None:
     copies.write_list(groups, args.out)
     for kind in (copies.SAME, copies.NEAR):
         spare = [picture.size for group in groups for picture in group.pictures[1:] if group.kind(picture) == kind]
-        print(f"{kind} as one to keep: {len(spare):,} pictures, {sum(spare) / 2**20:,.1f} MiB")
-    print(f"{args.out}: {len(groups):,} groups; nothing was deleted. Look at near copies before you delete any")
+        print(f"{kind} as one to keep: {many(len(spare), 'picture')}, {sum(spare) / 2**20:,.1f} MiB")
+    print(f"{args.out}: {many(len(groups), 'group')}; nothing was deleted. Look at near copies before you delete any")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -297,14 +297,14 @@ def info(args: argparse.Namespace) -> None:
         return
     model = facts["model"]
     size = f"Milvus {facts['milvus']}" if facts["bytes"] is None else f"{facts['bytes'] / 2**20:.1f} MiB"
-    print(f"{args.index}: {facts['pictures']:,} pictures in {facts['folders']:,} folders, {size}")
+    print(f"{args.index}: {many(facts['pictures'], 'picture')} in {many(facts['folders'], 'folder')}, {size}")
     print(f"model: {called(model)}, from {facts['student']}" if model else "model: none yet")
     if facts.get("passed_over"):
         print(printable(f"passed over by the last add: {counted(Counter(facts['passed_over']))}"))
     if facts.get("excluded"):
         print(printable(f"folders passed over: {', '.join(facts['excluded'])}"))
     if broken:
-        print(f"{len(broken):,} files are no readable pictures:")
+        print(f"{many(len(broken), 'file')} could not be decoded:")
         for file in broken:
             print(printable(f"  {file.path}: {file.reason}"))
 
@@ -318,7 +318,7 @@ def check(args: argparse.Namespace) -> None:
         for fault in faults:
             print(printable(fault))
         raise UserError(f"{args.index}: {len(faults)} kinds of faults, see above")
-    print(f"{args.index}: no fault found; {total:,} pictures")
+    print(f"{args.index}: no fault found; {many(total, 'picture')}")
 
 
 def export_codes(args: argparse.Namespace) -> None:
@@ -363,8 +363,8 @@ def remove(args: argparse.Namespace) -> None:
         broken, total = broken - len(index.broken()), len(index)
     if not removed and not broken:
         raise UserError(f"{args.index}: holds nothing at or below {some(args.paths)}")
-    also = f" and {broken:,} files that are no readable pictures" if broken else ""
-    print(f"{args.index}: {removed:,}{also} forgotten; {total:,} pictures")
+    also = f" and {many(broken, 'file')} that could not be decoded" if broken else ""
+    print(f"{args.index}: {many(removed, 'picture')}{also} forgotten; {many(total, 'picture')}")
 
 
 def move(args: argparse.Namespace) -> None:
@@ -374,14 +374,15 @@ def move(args: argparse.Namespace) -> None:
         raise UserError(f"{new}: no such folder; move the pictures first")
     open_index(args.index).close()  # makes none
     with open_index(args.index, write=True) as index:
-        print(f"{args.index}: {index.move(old, new):,} pictures of {printable(old)} lie in {printable(new)} now")
+        print(f"{args.index}: {many(index.move(old, new), 'picture')} of {printable(old)} now in {printable(new)}")
 
 
 def copy(args: argparse.Namespace) -> None:
     """Copy an index, from a file to Milvus or back; both are compared afterwards."""
     with open_index(args.source) as source, source.at_one_moment(), open_index(args.to, write=True) as to:
         copied, there = engines.copy(source, to)
-        print(f"{args.to}: {copied:,} copied, {there:,} there before; {len(to):,} pictures, the same as {args.source}")
+        total = many(len(to), "picture")
+        print(f"{args.to}: {copied:,} copied, {there:,} there before; {total}, the same as {args.source}")
 
 
 def main() -> None:

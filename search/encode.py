@@ -20,7 +20,7 @@ from models.exported import Exported
 from search.encoding import Encoder, Output, broken_in, broken_name, part_name, read_plan, write_plan
 from search.pictures import Part, is_url, parts_of
 from utils.cluster import check_address, ray_on
-from utils.errors import UserError, guarded, some
+from utils.errors import UserError, guarded, many, some
 from utils.files import held_alone
 from utils.machine import cores
 from utils.options import Parser, named, real, whole
@@ -124,11 +124,11 @@ def main() -> None:
         raise UserError(f"{out.folder}: {len(left)} parts are not seen here; --out must be on storage that all share")
     seconds = time.perf_counter() - start
     print(
-        f"{out.folder}: {len(parts)} parts, {len(parts) - len(numbers)} of them from before; {coded:,} pictures "
+        f"{out.folder}: {len(parts)} parts, {len(parts) - len(numbers)} of them from before; {many(coded, 'picture')} "
         f"hashed to {student.bits} bits in {seconds:,.0f} s"
     )
     if broken := broken_in(out, len(parts)):
-        print(f"{broken:,} pictures can't be read; {out.folder}/broken-*.parquet say why, --again tries them again")
+        print(f"{many(broken, 'picture')} can't be read; {out.folder}/broken-*.parquet say why, --again tries again")
     del lock
 
 

@@ -40,7 +40,7 @@ from search.asking import answers, facts, hashed
 from search.copies import duplicates, look_of
 from search.guard import MAX_BODY, MAX_UPLOAD, SECONDS, TOO_LARGE, Ascii, Guard, failure
 from search.index import Filters, Index, Record
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, many
 
 PAGE = Path(__file__).parent / "page"
 MAX_PIXELS = 64_000_000
@@ -464,7 +464,7 @@ def serve(index: Index, student: Exported, host: str, port: int, allowed: Collec
         timeout_graceful_shutdown=5,
     )
     shown = f"[{host}]" if ":" in host else host
-    print(f"{len(index):,} pictures on http://{shown}:{sock.getsockname()[1]} (Ctrl-C ends)", flush=True)
+    print(f"{many(len(index), 'picture')} on http://{shown}:{sock.getsockname()[1]} (Ctrl-C ends)", flush=True)
     if not is_loopback(host):
         print("note: everybody who reaches this machine can search, and open every picture of the index", flush=True)
     try:

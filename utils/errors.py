@@ -54,6 +54,11 @@ def some(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(words[:most]) + more
 
 
+def many(count: int, what: str) -> str:
+    """ "1 picture", "2,000 pictures"."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def told(error: OSError) -> str:
     """Where it was, what it is, and what to do, in a line."""
     where = os.fsdecode(error.filename) if error.filename else "writing a file"

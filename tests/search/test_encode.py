@@ -426,9 +426,23 @@ def test_broken_pictures_of_earlier_runs_are_told(tmp_path, student):
     encoding.write_plan(out, encoding.read_plan(out)[0], facts)
     words = ["--student", student, "--input", tmp_path / "photos", "--out", tmp_path / "codes", "--part", 2]
     code, said = run_here("search.encode", *words)
-    assert code == 0 and "2 parts, 2 of them from before" in said and "1 pictures can't be read" in said
+    assert code == 0 and "2 parts, 2 of them from before" in said and "1 picture can't be read" in said
     with Index(tmp_path / "index", write=True) as index:
         assert encoding.load(index, out.folder) == encoding.Loaded(added=3, broken=1)
+
+
+def test_codes_of_older_pixels_are_not_mixed_with_new_ones(tmp_path, student, capsys):
+    folder_of(tmp_path / "photos", 2)
+    planned(student, tmp_path / "codes", tmp_path / "photos", 2)
+    out = Output(str(tmp_path / "codes"))
+    facts = {"inputs": [str(tmp_path / "photos")], "column": None, "part": 2, "thumbnails": False}
+    encoding.write_plan(out, encoding.read_plan(out)[0], {**facts, "model_sha256": Exported(student).hash})
+    words = ["--student", student, "--input", tmp_path / "photos", "--out", tmp_path / "codes", "--part", 2]
+    assert "holds codes of other pixels; choose another --out" in str(run_here("search.encode", *words)[0])
+    out.write("card.json", (student / "card.json").read_bytes())
+    with Index(tmp_path / "index", write=True) as index:
+        assert encoding.load(index, out.folder).added == 2
+    assert "is of an older reader" in capsys.readouterr().out
 
 
 # The command, on a real Ray
@@ -502,7 +516,7 @@ def test_what_a_killed_worker_or_driver_has_begun_is_done_by_another(tmp_path, s
     done = command("search.encode", *words, "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert f"6 parts, {before} of them from before; {4 * (6 - before)} pictures" in done.stdout
-    assert "1 pictures can't be read" in done.stdout
+    assert "1 picture can't be read" in done.stdout
     assert kept == {name: (tmp_path / "codes" / name).stat().st_mtime_ns for name in kept}
     fill(first, jpeg(50))
     done = command("search.encode", *words, "--workers", 1, "--again")

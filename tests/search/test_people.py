@@ -103,8 +103,8 @@ def test_one_odd_time_is_that_files(album, export, tmp_path, moment):
 
 def test_what_one_reader_could_not_read_another_tries_again(album, export, tmp_path, monkeypatch):
     write(album / "odd.png", b"\x89PNG no picture")
-    assert "1 files no readable pictures" in add(tmp_path / "i", export, album)[1]
-    assert "1 no readable pictures, as before" in add(tmp_path / "i", export, album)[1]
+    assert "1 file could not be decoded" in add(tmp_path / "i", export, album)[1]
+    assert "1 could not be decoded, as before" in add(tmp_path / "i", export, album)[1]
     write(album / "odd.png", (album / "odd.png").read_bytes())
     with Index(tmp_path / "i", write=True) as index:
         monkeypatch.setattr(adding, "READER", "a newer one")

@@ -361,7 +361,7 @@ def made(tree, tmp_path, export):
     file = tmp_path / "made.index"
     code, said = run_here("search", "add", "--index", file, "--student", export, tree)
     assert code == 0, said
-    assert f"{BROKEN} files no readable pictures: " in said and "cut.jpg: " in said
+    assert f"{BROKEN} files could not be decoded: " in said and "cut.jpg: " in said
     assert f"{PICTURES} added; {PICTURES} pictures" in said
     return file
 
@@ -486,9 +486,9 @@ def test_info_check_export_and_remove(made, tree, tmp_path):
         assert file["paths"].tolist() == table["path"].to_pylist() == paths(index)
 
     code, said = run_here("search", "remove", "--index", made, tree / "cats", tree / "00.png")
-    assert code == 0 and f"11 and 1 files that are no readable pictures forgotten; {PICTURES - 11} pictures" in said
+    assert code == 0 and f"11 pictures and 1 file that could not be decoded forgotten; {PICTURES - 11} pictures" in said
     code, said = run_here("search", "remove", "--index", made, tree / "broken.jpg")
-    assert code == 0 and ": 0 and 1 files that are no readable pictures forgotten" in said
+    assert code == 0 and ": 0 pictures and 1 file that could not be decoded forgotten" in said
     code, _ = run_here("search", "remove", "--index", made, tree / "cats")
     assert "holds nothing at or below" in code
 
@@ -520,7 +520,7 @@ def test_pictures_from_shards_and_urls_are_found_by_name_and_not_looked_at(made,
     assert code == 0 and [hit["path"] for hit in json.loads(said)[0]["results"]] == there[:1]
     for names in (there[:1], ["s3://bucket/"], [f"{tree}/a.tar"]):
         code, said = run_here("search", "remove", "--index", made, *names)
-        assert code == 0 and "1 forgotten" in said
+        assert code == 0 and "1 picture forgotten" in said
 
 
 @pytest.mark.parametrize(
