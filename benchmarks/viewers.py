@@ -154,11 +154,8 @@ def corpus() -> dict[str, bytes]:
     alpha = np.array(Image.fromarray(fields[..., 0]).resize((64, 48)))[..., None]
     rgba, wide, few = np.dstack([rgb, alpha]), rgb.astype(np.uint16) * 257, image.quantize(16)
     seen, cmyk, small = Image.fromarray(rgba), image.convert("CMYK"), image.crop((8, 4, 40, 28))
-    swapped, adobe, srgb = (
-        rgb_profile(order="bgr"),
-        rgb_profile(),
-        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
-    )
+    swapped, adobe = rgb_profile(order="bgr"), rgb_profile()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     linear_gray = profile(b"GRAY", {b"kTRC": curve(1)})
     inks = 255 - np.array(cmyk)
     ycck = np.dstack([255 - np.array(Image.fromarray(inks[..., :3]).convert("YCbCr")), 255 - inks[..., 3:]])
