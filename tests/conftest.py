@@ -80,13 +80,27 @@ def command_line(*words) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory):
+def python(tmp_path_factory) -> Iterator[str]:
+    """A Python whose command lines begin at once, since they are forks of a process that has imported PyTorch."""
+    if sys.platform != "linux":
+        yield sys.executable
+        return
+    folder = tmp_path_factory.mktemp("python")
+    words, env = [sys.executable, ROOT / "tests" / "forked.py", folder], {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=env, start_new_session=True) as server:
+        assert server.stdout and server.stdout.readline() == b"ready\n"
+        yield str(folder / "python")
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory, python):
     """Run one of the project's command lines in a process of its own: (exit status, output, what it said of errors)."""
     folder = tmp_path_factory.mktemp("command")
 
     def run(*words, env: dict | None = None, timeout: int = 300) -> subprocess.CompletedProcess:
         return subprocess.run(
-            command_line(*words),
+            [python, *command_line(*words)[1:]],
             cwd=folder,
             capture_output=True,
             text=True,

@@ -62,7 +62,8 @@ def test_it_runs_where_linux_calls_are_missing(tmp_path):
     """macOS has no sched_getaffinity, Windows no fcntl either."""
     hidden = "import os, sys, runpy; del os.sched_getaffinity; sys.modules['fcntl'] = None; sys.argv = sys.argv[1:]; "
     words = command_line(
-        "train_teacher.py", *digits(tmp_path), "--backbone", STUDENT, "--epochs", 1, "--run-dir", tmp_path
+        "train_teacher.py",
+        *digits(tmp_path, "--engine", "torch", "--backbone", STUDENT, "--epochs", 1, "--run-dir", tmp_path),
     )
     run = [sys.executable, "-c", hidden + "runpy.run_path(sys.argv[0], run_name='__main__')", *words[1:]]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)

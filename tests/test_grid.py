@@ -1,12 +1,14 @@
 """Grids by the local runner and by Ray: what is killed goes on, and both come to the same."""
 
 import argparse
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ from utils.errors import UserError
 
 pytestmark = pytest.mark.slow  # whole command lines
 
-WORDS = [sys.executable, "-m", "scripts.compare", "--name", "grid", "--teacher", "efficientnet_lite0", "--bits", "8"]
+WORDS = ["scripts.compare", "--name", "grid", "--teacher", "efficientnet_lite0", "--bits", "8"]
 WORDS += ["--views", "2", "--teacher-epochs", "2", "--epochs", "2", "--jobs", "2", "--flags=--limit 60 --size 64"]
 WORDS += ["--student-flags=--clusters 3"]
 CELLS = Path("runs") / "grid" / "8bits_seed0"
@@ -33,13 +35,24 @@ class Grid:
     def __init__(self, folder: Path, cache: Path, *more: str):
         self.words = [*WORDS, "--cache-dir", str(cache), *more, "--methods", "none", "kl", "brcd --no-mask"]
         self.folder, self.cells = folder, folder / CELLS
-        self.how = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
 
     def begin(self) -> subprocess.Popen:
-        return subprocess.Popen(self.words, **self.how, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        words, pipes = [sys.executable, "-m", *self.words], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(words, cwd=self.folder, text=True, **pipes)
 
-    def finish(self, *more: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*self.words, *more], **self.how, capture_output=True)
+    def finish(self, *more: str) -> tuple[str, str]:
+        """In this process, whose server of forks has imported PyTorch once."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            patch.setenv("TQDM_MININTERVAL", "60")  # as it sets it itself
+            patch.setattr(sys, "argv", [*self.words, *more])
+            said = io.StringIO()
+            with redirect_stdout(said):
+                try:
+                    compare.main()
+                except UserError as error:
+                    return str(error), said.getvalue()
+        return "", said.getvalue()
 
     def go_on_after_a_kill(self, process: subprocess.Popen) -> None:
         """Killed after the first student, it alone: what it started must end by itself."""
@@ -48,8 +61,8 @@ class Grid:
         process.kill()
         process.communicate()
         before = first.stat().st_mtime_ns
-        done = self.finish()
-        assert done.returncode == 0 and "3 of 3 cells" in done.stdout, done.stdout + done.stderr
+        code, said = self.finish()
+        assert not code and "3 of 3 cells" in said, (code, said)
         assert first.stat().st_mtime_ns == before
 
     def result(self) -> dict[str, bytes]:
@@ -68,20 +81,19 @@ def local(tmp_path_factory):
 def test_a_killed_grid_goes_on_and_says_what_failed(local):
     grid, _ = local
     assert "| brcd clusters=3 no-mask" in (grid.folder / "results" / "grid" / "table.md").read_text()
-    refused = grid.finish("brcd --margin 7")
-    assert refused.returncode == 1 and "brcd --margin 7: --margin: '7' is not a number from 0 to 1" in refused.stderr
-    failing = grid.finish("brcd --clusters 61")
-    assert failing.returncode == 1 and "1 runs failed" in failing.stderr and "3 of 4 cells" in failing.stdout
+    code, _ = grid.finish("brcd --margin 7")
+    assert "brcd --margin 7: --margin: '7' is not a number from 0 to 1" in code
+    code, said = grid.finish("brcd --clusters 61")
+    assert "1 runs failed" in code and "3 of 4 cells" in said
 
 
 def test_a_grid_tests_against_the_method_that_is_named(local):
     grid, _ = local
     for method, row in (("none", "none"), ("brcd --no-mask", "brcd clusters=3 no-mask")):
-        assert grid.finish("--against", method).returncode == 0
+        assert not grid.finish("--against", method)[0]
         tested = (grid.folder / "results" / "grid" / "significance.csv").read_text().splitlines()
         assert len(tested) == 5 and all(f",{row},1," in line for line in tested[1:])
-    refused = grid.finish("--against", "brcd")
-    assert refused.returncode == 1 and "--against 'brcd' is none of --methods" in refused.stderr
+    assert "--against 'brcd' is none of --methods" in grid.finish("--against", "brcd")[0]
 
 
 def test_on_ray_a_lost_worker_or_driver_loses_nothing_and_changes_no_bit(local, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, STUDENT, TEACHER, digits
+from conftest import ROOT, STUDENT, TEACHER, digits, run_here
 
 from losses.masks import cluster_codes
 from models.trained import read_run, read_teacher
@@ -21,15 +21,15 @@ pytestmark = pytest.mark.slow  # whole command lines
 
 
 @pytest.fixture(scope="module")
-def pair(command, shared, teacher, tmp_path_factory):
+def pair(shared, teacher, tmp_path_factory):
     """A teacher's and a student's finished runs of their own, to be damaged in copies."""
     root = tmp_path_factory.mktemp("pair")
     shutil.copytree(teacher, root / "teacher")
-    done = command(
+    code, out = run_here(
         *["distill.py", *digits(shared), "--teacher", root / "teacher", "--student", STUDENT, "--clusters", 3],
         *["--epochs", 2, "--validate-every", 1, "--run-dir", root / "student"],
     )
-    assert done.returncode == 0, done.stderr
+    assert code == 0, out
     return root
 
 

@@ -18,8 +18,9 @@ SMALL |= {"VALIDATE_EVERY": "1", "EPOCHS": "2", "TEACHER_EPOCHS": "2", "OMP_NUM_
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path, monkeypatch, python):
     """The repository by links, so that what scripts write to their default places is not in the checkout."""
+    monkeypatch.setenv("PYTHON", python)
     folder = tmp_path / "checkout"
     folder.mkdir()
     for entry in ROOT.iterdir():
@@ -29,7 +30,7 @@ def checkout(tmp_path):
 
 
 def start(checkout, script: str, *flags: str, **variables: str) -> subprocess.Popen:
-    env = {**os.environ, "PYTHON": sys.executable, **SMALL, **variables}
+    env = {**os.environ, **SMALL, **variables}
     words = ["sh", str(checkout / "scripts" / script), *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(words, env=env, start_new_session=True, **pipes)
@@ -56,7 +57,7 @@ def test_the_recipe(checkout, engine, views):
 
 def killed(checkout, log, script: str, *flags: str, **variables: str) -> None:
     """Start a script and kill all of it once its log has a few epochs."""
-    process = start(checkout, script, *flags, **variables)
+    process = start(checkout, script, *flags, PYTHON=sys.executable, **variables)  # that no fork outlives for a moment
     until = time.monotonic() + 240
     while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < until:
         assert process.poll() is None, process.communicate()

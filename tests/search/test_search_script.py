@@ -38,6 +38,11 @@ def pictures(tmp_path_factory):
     return top
 
 
+@pytest.fixture(autouse=True)
+def forked(monkeypatch, python):
+    monkeypatch.setenv("PYTHON", python)
+
+
 def settings(folder, **more) -> dict[str, str]:
     small = {"TEACHER": TEACHER, "STUDENT": STUDENT, "BITS": "16", "VIEWS": "2", "TRAIN_IMAGES": "60"}
     small |= {
