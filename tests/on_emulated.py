@@ -1,6 +1,6 @@
 """What test_devices.py runs in a process of its own: methods and recipe on an emulated GPU, and on the CPU.
 
-python tests/on_emulated.py steps|waits|recipe FOLDER
+python tests/on_emulated.py steps|waits|"fresh views"|"banked views" FOLDER
 """
 
 import contextlib
@@ -87,9 +87,9 @@ def command(script: str, *words) -> None:
                 raise RuntimeError(f"{stop.code}: {said.getvalue()[-2000:]}") from None
 
 
-def trained(device: str, views: int, method: list[str], name: str, kill: bool = False) -> list[bytes]:
+def trained(device: str, views: int, method: list, kill: bool = False) -> list[bytes]:
     """Teacher, student and evaluation; with ``kill`` the student is stopped after two epochs and resumed."""
-    folder = W / f"{device}_{views}_{name}"
+    folder = W / f"{device}_{views}"
     common = ["--dataset", "digits", "--limit", 20, "--size", 32, "--views", views, "--engine", "torch"]
     common += ["--device", device, "--precision", "float32", "--batch-size", 10, "--cache-dir", W / f"cache_{device}"]
     common += ["--epochs", 3, "--validate-every", 1]
@@ -114,13 +114,19 @@ def trained(device: str, views: int, method: list[str], name: str, kill: bool = 
     return [(folder / file).read_bytes() for file in ("t/log.csv", "s/log.csv", "s/test.csv")]
 
 
-def recipe() -> None:
-    """Both training commands and evaluation, fresh views and banked ones, also resumed: the CPU's logs, to the byte."""
-    brcd = ["brcd", "--clusters", 2, "--bn", "recalibrate"]
-    for views, method in ((0, ["sskd"]), (0, brcd), (2, brcd)):
-        name = "_".join(map(str, method[:1]))
-        assert trained("cpu", views, method, name) == trained("cuda", views, method, name, kill=True), (views, method)
+def recipe(views: int, *method) -> None:
+    """Both training commands and evaluation, also resumed: the CPU's logs, to the byte."""
+    words = [*method, "--bn", "recalibrate"]
+    assert trained("cuda", views, words, kill=True) == trained("cpu", views, words)
 
 
-{"steps": steps, "waits": waits, "recipe": recipe}[sys.argv[1]]()
+match sys.argv[1]:
+    case "steps":
+        steps()
+    case "waits":
+        waits()
+    case "fresh views":
+        recipe(0, "sskd")
+    case "banked views":
+        recipe(2, "brcd", "--clusters", 2)
 print("all equal")

@@ -1,5 +1,6 @@
 """A GPU that is not there: what would fail on a real one fails here, on any machine. See ``emulated_device``."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,12 @@ pytestmark = pytest.mark.slow  # processes of their own: the emulation cannot be
 
 def on_emulated(part: str, folder, root=ROOT) -> subprocess.CompletedProcess:
     words = [sys.executable, str(root / "tests" / "on_emulated.py"), part, str(folder)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+    # By one thread alone recalibrated statistics differ in their last bits.
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=500)
 
 
-@pytest.mark.parametrize("part", ["steps", "waits", "recipe"])
+@pytest.mark.parametrize("part", ["steps", "waits", "fresh views", "banked views"])
 def test_an_emulated_gpu_gives_what_the_cpu_gives(tmp_path, part):
     done = on_emulated(part, tmp_path)
     assert done.returncode == 0 and done.stdout.endswith("all equal\n"), done.stderr[-3000:]
@@ -37,14 +40,14 @@ PLANTED = {  # a fault: the part that meets it, its file, what stands there, wha
         "Expected a 'cuda' device type for generator",
     ),
     "numpy of a GPU's tensor": (
-        "recipe",
+        "banked views",
         "distill.py",
         "[head(torch.tensor(view).to(device).float()).cpu() for view in bank]",
         "[torch.from_numpy(head(torch.tensor(view).to(device).float()).numpy()) for view in bank]",
         "can't convert cuda:0 device type tensor to numpy",
     ),
     "inference mode": (
-        "recipe",
+        "fresh views",
         "models/engines.py",
         "@torch.no_grad()",
         "@torch.inference_mode()",
