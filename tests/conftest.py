@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+# Files run side by side, one a core: threads of one would only wait for another's.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -36,11 +40,13 @@ from models.engines import make_engine  # noqa: E402
 # width; a swap is seen in the numbers, not in a shape that does not fit.
 TEACHER, STUDENT = "efficientnet_lite1", "efficientnet_lite0"
 SMALL = ["--size", "64", "--views", "2"]
+LONG = ["test_pairs", "test_commands", "test_search_script", "test_export", "test_engines", "test_devices"]
+LONG += ["test_distributed", "test_encode", "test_grid", "test_scripts", "test_faults", "test_features"]
 
 
 def pytest_collection_modifyitems(items: list) -> None:
     """Files run side by side in this order: one that takes long and comes late would leave the other cores idle."""
-    items.sort(key=lambda item: item.path.stem != "test_search_script")
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
