@@ -99,6 +99,13 @@ def test_a_query_without_relevant_items_counts_zero():
         assert mean_average_precision(query, database, np.array([[1, 0], [0, 1]]), [[0, 1]] * 2, 2, d, t) == 0.5
 
 
+@pytest.mark.parametrize("ties", TIES)
+def test_many_hits_are_counted(ties):
+    n = 70_000  # more than 8 or 16 bits hold
+    codes, labels = np.ones((n, 8), np.int8), np.ones((n, 1), np.uint8)
+    assert mean_average_precision(codes[:1], codes, labels[:1], labels, n, "total", ties) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("bits", [1, 7, 12, 64, 300])
 def test_report_holds_what_the_single_functions_give(bits):
     data = draw(200, bits, bits, n_queries=9)
