@@ -1,6 +1,7 @@
 """The page's server under load and under damaged uploads, and the browser as the engine.
 
 python benchmarks/search_page.py --student STUDENT                      # 8 clients, a million codes, 1,000 uploads
+python benchmarks/search_page.py --student STUDENT --index INDEX        # and by 8 and 64 clients, of an index you have
 python benchmarks/search_page.py --student STUDENT --codes 10000 --requests 80 --uploads 50 --pictures 5   # a try
 """
 
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -101,8 +102,8 @@ def served(index: Path, student: Path) -> Iterator[str]:
             server.terminate()
 
 
-def load(address: str, clients: int, requests: int, k: int = 100) -> dict:
-    """``requests`` uploads by ``clients`` at once, each with a connection of its own."""
+def load(address: str, clients: int, requests: int, k: int = 100, ids: Sequence[str] = ()) -> dict:
+    """``requests`` uploads, or queries by ``ids``, by ``clients`` at once, each with a connection of its own."""
     pictures = [encoded(photograph(seed), "JPEG") for seed in range(16)]
     seconds: list[float] = []
     failed: Counter = Counter()
@@ -111,7 +112,9 @@ def load(address: str, clients: int, requests: int, k: int = 100) -> dict:
         with httpx.Client(base_url=address, timeout=120) as session:
             for i in range(number, requests, clients):
                 start = time.perf_counter()
-                answer = session.post("/api/search", data={"k": k}, files={"file": ("q.jpg", pictures[i % 16])})
+                file = {"file": ("q.jpg", pictures[i % 16])}
+                words = {"data": {"k": k, "id": ids[i % len(ids)]}} if ids else {"data": {"k": k}, "files": file}
+                answer = session.post("/api/search", **words)
                 seconds.append(time.perf_counter() - start)
                 if answer.status_code != 200 or len(answer.json()["results"]) != k:
                     failed[answer.status_code] += 1
@@ -239,6 +242,13 @@ def measure(args, clients: int = 8) -> dict:
             load(address, clients, 4 * clients)  # warm
             result = {"codes": codes, **load(address, clients, args.requests)}
             result["damaged"] = damaged_uploads(address, args.uploads)
+        if args.index:
+            with served(args.index, student) as address:
+                listed = httpx.get(f"{address}/api/pictures", params={"n": 100}).json()
+                result["index"], ids = {"pictures": listed["pictures"]}, [one["id"] for one in listed["results"]]
+                for name, by in (("by id", ids), ("uploads", [])):
+                    for many in (clients, 8 * clients):
+                        result["index"][f"{name}, {many} clients"] = load(address, many, args.requests, ids=by)
         kinds = kinds_of_files(args.photos, args.pictures, Path(folder))
         return result | {"browser": browser_figures(Exported(student), kinds, min(codes, BROWSER_CODES))}
 
@@ -247,6 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", type=Path, required=True, help="an export folder")
     parser.add_argument("--codes", type=int, default=1_000_000, help="in the index, random")
+    parser.add_argument("--index", type=Path, help="of at least a hundred pictures")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--uploads", type=int, default=1000, help="damaged ones")
     parser.add_argument("--pictures", type=int, default=50, help="hashed by the browser")

@@ -78,7 +78,7 @@ def answers(
             "searched": searched,
             "index": index.identity,
             "generation": index.generation,
-            "likely_same": [hit.content for hit in hits[:LOOKED] if alike(look, index, hit.id)],
+            "likely_same": [hit.content for hit in hits[:LOOKED] if alike(look, index, hit)],
             "results": [{"rank": n, "distance": hit.distance, **facts(hit)} for n, hit in enumerate(hits, 1)],
         }
         for (name, _, hash_ms), hits, look in zip(queries, found, looks, strict=True)

@@ -18,13 +18,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.decode import opened
-from search.index import Index, Record
+from search.index import Hit, Index, Record
 from search.scan import nearest
 from utils.files import written_aside
 
 GRAY, LOW = 32, 8  # pixels a side that are looked at; frequencies
 ALIKE = 10  # bits of a look that differ, at most: of 12,000 edited photographs one was taken for another
 LOOKED = 100  # of the nearest
+KNOWN: dict[str, np.ndarray] = {}  # looks by content: a picture that is found often is decoded once
+MOST_KNOWN = 2**17
 NEIGHBOURS, PART = 32, 1024  # of each picture that may be copies; pictures at a time
 SAME, NEAR = "same bytes", "near copy"
 WAVES = np.cos(np.pi * np.outer(np.arange(LOW), 2 * np.arange(GRAY) + 1) / (2 * GRAY))
@@ -66,9 +68,17 @@ def look_of(index: Index, picture: int) -> np.ndarray | None:
         return None
 
 
-def alike(look: np.ndarray | None, index: Index, picture: int) -> bool:
-    other = None if look is None else look_of(index, picture)
-    return other is not None and bool(np.bitwise_count(look ^ other).sum() <= ALIKE)
+def alike(look: np.ndarray | None, index: Index, hit: Hit) -> bool:
+    """Whether a picture that was found is likely the one that was looked at."""
+    if look is None:
+        return False
+    if (other := KNOWN.get(hit.content)) is None:
+        if (other := look_of(index, hit.id)) is None:
+            return False
+        if len(KNOWN) >= MOST_KNOWN:
+            KNOWN.clear()
+        KNOWN[hit.content] = other
+    return bool(np.bitwise_count(look ^ other).sum() <= ALIKE)
 
 
 def duplicates(index: Index) -> list[Group]:
