@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "CIFAR-10, 16 bits": ("cifar10_lite2_lite0", 16),
     "CIFAR-10, 32 bits": ("cifar10_lite2_lite0", 32),
     "CIFAR-10, 64 bits": ("cifar10_lite2_lite0", 64),
+    "CIFAR-10, linear heads, 128 px": ("cifar10_linear", 64),
     "CIFAR-10, student at 112 px": ("cifar10_lite2_lite0_112", 64),
     "MIRFLICKR": ("mirflickr_methods", 64),
     "MIRFLICKR at 224 px": ("mirflickr_lite2_lite0", 64),

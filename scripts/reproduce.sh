@@ -9,7 +9,7 @@ set -eu
 export PYTHON="$PY"
 
 TABLES="quickstart digits cifar10 cifar10_auto cifar10_validations cifar10_ablations cifar10_100epochs"
-TABLES="$TABLES cifar10_112 cifar10_112_confirmed mirflickr"
+TABLES="$TABLES cifar10_112 cifar10_112_confirmed cifar10_linear mirflickr"
 TABLES="$TABLES mirflickr_methods mirflickr_bihalf mirflickr_greedyhash mirflickr_itq"
 TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths mirflickr_views"
 TABLES="$TABLES mirflickr_fresh tinyimagenet100"
@@ -38,7 +38,7 @@ export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
 case $TABLE in
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
-    cifar10_auto | cifar10_validations | cifar10_hardness) export DATASET=cifar10 NAME="$TABLE" ;;
+    cifar10_auto | cifar10_validations | cifar10_hardness | cifar10_linear) export DATASET=cifar10 NAME="$TABLE" ;;
     cifar10*) export DATASET=cifar10 NAME="cifar10_lite2_lite0${TABLE#cifar10}" ;;
     mirflickr) export DATASET=mirflickr NAME=mirflickr_lite2_lite0 VIEWS=4 ;;
     # Pictures of 64 pixels, seen at 128.
@@ -68,6 +68,10 @@ case $TABLE in
         set -- brcd "brcd --no-mask" "brcd --margin 0.3" "brcd --margin 0.7" "brcd --alpha 0.5" "brcd --clusters 5" \
             "brcd --clusters 20" "brcd --no-cluster" "brcd --no-offset" "brcd --no-false-negatives" \
             "brcd --no-individual" "brcd --no-structural" "brcd --views 4"
+        ;;
+    cifar10_linear)
+        export BITS="16 32 64" VIEWS=4 TEACHER_EPOCHS=60 FLAGS="--size 128" STUDENT_FLAGS="--head linear"
+        set -- none rkd kl bce cosine brcd "brcd --no-mask"
         ;;
     cifar10_100epochs)
         export EPOCHS=100
