@@ -85,7 +85,7 @@ def write_index(file: Path, student: Exported, n: int) -> None:
             codes = draw.randint(0, 256, (min(50_000, n - start), student.width)).astype(np.uint8)
             index.add(
                 [
-                    Row(f"/synthetic/{i // 1000}/{i}.jpg", 1, 1, i.to_bytes(32, "big"), code, b"", 0.0)
+                    Row(f"/synthetic/{i // 1000}/{i}.jpg", 1, 1, i.to_bytes(8, "big") + bytes(24), code, b"", 0.0)
                     for i, code in enumerate(codes, start)
                 ]
             )
@@ -212,7 +212,7 @@ def browser_figures(student: Exported, kinds: dict[str, list[bytes]], codes: int
         in_browser(page, files[:3])  # warm
         found, ms = in_browser(page, files)
         scan = """async (id) => (await (await import("./page/browser.js")).call("search", { id, k: 100 })).search_ms"""
-        scans = [page.evaluate(scan, id) for id in range(min(20, codes))]
+        scans = [page.evaluate(scan, f"{i:016x}") for i in range(min(20, codes))]
         version = page.context.browser.version
     start = time.perf_counter()
     known = np.array([student.code(pixels_of(io.BytesIO(file), upright=True)) for file in files])
