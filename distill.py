@@ -17,7 +17,7 @@ from torch import nn
 
 from data.dataset import HashingData
 from data.features import BATCH, Extractor, add_feature_arguments, extractor
-from data.load import add_data_arguments, input_parser, load_data
+from data.load import add_data_arguments, for_selection, input_parser, load_data
 from data.transforms import EVAL_VERSION
 from data.views import BankArray, BankedViews, FreshViews, ViewBatch, eval_batches
 from losses.cibhash import KL_WEIGHT
@@ -307,6 +307,7 @@ def main() -> None:
     teacher_head = trained.heads["map"]
     images = load_data(args, args.teacher)
     check_teacher(args, trained, images)
+    judged = for_selection(args, images)
     student_backbone, teacher_backbone = build_student(args, images, device), trained.backbone()
     kind = student_head(student_backbone) if args.head == "auto" else args.head
     head = HashHead(student_backbone.dim, trained.bits, kind, args.seed).to(device)
@@ -325,7 +326,7 @@ def main() -> None:
         if needs.clusters:
             train_codes = teacher_head.encode(teacher.evaluation(images.train))
             knowledge = teacher_knowledge(args, run, train_codes, images.labels[images.train])
-        validate = validation(head, student, teacher, teacher_head, images)
+        validate = validation(head, student, teacher, teacher_head, judged)
     with seeded("method", args.seed):  # embeddings and memories of the methods that have them
         of = args.method, trained.bits, len(images.train), knowledge, brcd_options(args)
         method = build_method(*of, args.both_views, args.kd_temperature).to(device)
@@ -359,7 +360,7 @@ def main() -> None:
     run.finish(summary)
     for name, chosen in summary["best"].items():
         where = f"epoch {chosen['epoch']} of {summary['epochs']}"
-        print(f"validation {name.upper()} {measure(images)} {chosen['value']:.4f}, {where}")
+        print(f"validation {name.upper()} {measure(judged)} {chosen['value']:.4f}, {where}")
     print(f"in {run.folder}")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from data.dataset import HashingData
 from data.features import Extractor, add_feature_arguments, extractor
-from data.load import add_data_arguments, load_data
+from data.load import add_data_arguments, for_selection, load_data
 from data.photos import keep_sample
 from data.transforms import EVAL_VERSION
 from data.views import BankedViews, FreshViews
@@ -89,12 +89,12 @@ def fit_itq(
     """ITQ has no epochs: one head from the training images' features."""
     rows = features.evaluation(images.train)
     head = itq_head(torch.from_numpy(rows[:].astype(np.float32)), args.bits, args.seed)
-    metrics = validation(head, images, features)()
+    metrics = validation(head, for_selection(args, images), features)()
     save_head(run.path(best_file("map")), head, **head_facts(backbone, images), epoch=0, metrics=metrics)
-    finish(run, images, features, {"best": {"map": {"value": metrics["map"], "epoch": 0}}, "epochs": 0})
+    finish(args, run, images, features, {"best": {"map": {"value": metrics["map"], "epoch": 0}}, "epochs": 0})
 
 
-def finish(run: Run, images: HashingData, features: Extractor, summary: dict) -> None:
+def finish(args: argparse.Namespace, run: Run, images: HashingData, features: Extractor, summary: dict) -> None:
     """Keep the best head's training codes, for the choice of clusters; then the run is whole."""
     train_features = features.evaluation(images.train)
     if not distributed.is_first():
@@ -104,7 +104,7 @@ def finish(run: Run, images: HashingData, features: Extractor, summary: dict) ->
     run.finish(summary)
     chosen = summary["best"]["map"]
     where = f"at epoch {chosen['epoch']} of {summary['epochs']}"
-    print(f"validation {measure(images)} {chosen['value']:.4f} {where}; {run.folder}")
+    print(f"validation {measure(for_selection(args, images))} {chosen['value']:.4f} {where}; {run.folder}")
 
 
 def training_views(args: argparse.Namespace, images: HashingData, features: Extractor) -> BankedViews | FreshViews:
@@ -135,7 +135,7 @@ def main() -> None:
             return fit_itq(args, run, images, features, backbone)
         objective = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
         views = training_views(args, images, features)
-        validate = validation(head, images, features)
+        validate = validation(head, for_selection(args, images), features)
 
     def steps(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
         for batch in views.epoch(epoch, args.batch_size):
@@ -147,7 +147,7 @@ def main() -> None:
 
     optimizer = torch.optim.Adam(head.parameters(), lr=args.lr, fused=True)
     summary = fit(run, head, optimizer, steps, validate, save_best, schedule_of(args))
-    finish(run, images, features, summary)
+    finish(args, run, images, features, summary)
 
 
 if __name__ == "__main__":

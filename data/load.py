@@ -87,3 +87,8 @@ def load_data(args: argparse.Namespace, teacher: Path | None = None) -> HashingD
     for note in data.notes:
         print(f"note: {note}")
     return data
+
+
+def for_selection(args: argparse.Namespace, data: HashingData) -> HashingData:
+    """The same images as checkpoints are selected on them."""
+    return photos.unlabelled(data) if args.select_by == "features" else data

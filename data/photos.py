@@ -1,5 +1,6 @@
 """A tree of pictures as people keep them: no classes, no lists; a sample of them, drawn by a seed, is the data set."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -72,7 +73,7 @@ def load(
         database=database,
         val=val,
         test=test,
-        k=min(NEIGHBOURS, max(1, len(database) // 10)),
+        k=_neighbours(len(database)),
         notes=notes,
         decoded=True,
         title=f"photos {root.resolve().name}",
@@ -157,3 +158,12 @@ def _draw(root: Path, names: list[str], size: int, cache_dir: Path | None) -> di
                 digests.add(digest)
                 kept.append(part[index])
     return {"names": kept, "broken": broken, "copies": copies}
+
+
+def _neighbours(searched: int) -> int:
+    return min(NEIGHBOURS, max(1, searched // 10))
+
+
+def unlabelled(data: HashingData) -> HashingData:
+    """A labelled data set as it would be measured if it had no labels."""
+    return dataclasses.replace(data, labels=data.labels[:, :0], k=_neighbours(len(data.database)))

@@ -6,10 +6,15 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import STUDENT, TEACHER
+from conftest import STUDENT, TEACHER, digits
 from test_commands import last_json
 
+import train_teacher
 from data import photos
+from data.digits import load as load_digits
+from data.features import extractor
+from models.backbones import build_backbone
+from models.heads import load_head
 from retrieval.metrics import mean_average_precision
 from retrieval.relevance import nearest_by_cosine, relevance
 from utils.errors import UserError
@@ -151,3 +156,26 @@ def test_from_pictures_to_a_measure_that_is_no_class_map(cli, tree, tmp_path, ph
     assert code == 0 and "no problem found" in out, out
     code, out = cli("scripts.make_shards", "--dataset", "photos", "--data-dir", tree, "--out", tmp_path / "shards")
     assert "no labels" in str(code) and not (tmp_path / "shards").exists()
+
+
+@pytest.mark.slow
+def test_labelled_images_are_selected_by_features_where_that_is_asked_for(cli, shared, tmp_path):
+    teacher, student = tmp_path / "t", tmp_path / "s"
+    words = [*digits(shared), "--select-by", "features", "--backbone", TEACHER, "--bits", 16, "--epochs", 2]
+    code, out = cli("train_teacher.py", *words, "--validate-every", 1, "--run-dir", teacher)
+    assert code == 0 and "validation mAP@9 of the teacher's nearest by features" in out, out
+    learn = ["--select-by", "features", "--teacher", teacher, "--student", STUDENT, "--clusters", 3]
+    learn += ["--epochs", 1, "--run-dir", student]
+    code, out = cli("distill.py", *learn)
+    assert code == 0 and "SSHP mAP@9 of the teacher's nearest by features" in out, out
+    code, out = cli("evaluate.py", "--run", student, "--pictures", 0)
+    result = last_json(out)
+    assert result["relevance"] == "labels" and result["options"]["select_by"] == "features"
+
+    judged = photos.unlabelled(load_digits(limit=90))
+    args = train_teacher.make_parser().parse_args(list(map(str, [*words, "--run-dir", teacher])))
+    features = extractor(args, judged, build_backbone(TEACHER), torch.device("cpu"))
+    head, facts = load_head(teacher / "best_map.pt")
+    codes = [head.encode(features.evaluation(rows)) for rows in (judged.val, judged.database)]
+    labels = relevance(judged, judged.val, judged.database, features)
+    assert facts["metrics"]["map"] == mean_average_precision(*codes, *labels, 9) and judged.k == 9

@@ -173,6 +173,11 @@ def test_a_run_folder_belongs_to_its_arguments(tmp_path):
     with pytest.raises(UserError, match=r"other arguments \(lr: 0.1 there, 0.2 now\)"):
         run_in(tmp_path / "r", ARGS | {"lr": 0.2})
     run_in(tmp_path / "r", ARGS | {"workers": 3})
+    file = tmp_path / "r" / "args.yaml"
+    file.write_text(file.read_text().replace("lr: 0.1\n", ""))
+    run_in(tmp_path / "r", ARGS | {"lr": 0.5})  # of older code, without an option that is at its default now
+    with pytest.raises(UserError, match=r"other arguments \(lr: 0.5 there, 0.2 now\)"):
+        run_in(tmp_path / "r", ARGS | {"lr": 0.2})
     (tmp_path / "r" / "args.yaml").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         run_in(tmp_path / "r")

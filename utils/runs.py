@@ -78,7 +78,7 @@ class Run:
         self.rows: list[dict] = []
         plain, known = as_text(vars(args)), self.folder / "args.yaml"
         if known.exists():
-            self._same_arguments(plain, parser.having(FREE))
+            self._same_arguments(plain, parser)
             if not args.resume:
                 raise UserError(
                     f"{self.folder}: holds this run already; go on with --resume, or choose another --run-dir"
@@ -102,8 +102,9 @@ class Run:
         if not self.path("environment.json").exists():
             write_json(self.path("environment.json"), environment())
 
-    def _same_arguments(self, now: dict, free: set[str]) -> None:
-        before = read_args(self.folder)
+    def _same_arguments(self, now: dict, parser: Parser) -> None:
+        free = parser.having(FREE)
+        before = as_text(parser.defaults()) | read_args(self.folder)  # an older run may lack a newer option
         other = [
             f"{k}: {before.get(k)!r} there, {now.get(k)!r} now"
             for k in sorted(before.keys() | now.keys())

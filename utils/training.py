@@ -20,6 +20,7 @@ from utils.runs import Run
 
 KIND = "brcd-training"
 LR_SCHEDULES = ("cosine",)
+SELECT_BY = ("labels", "features")
 SAVE_SECONDS = 30  # work that a kill may cost between two validations
 
 
@@ -46,6 +47,12 @@ def add_training_arguments(group: Group, schedule: Schedule, lr: float) -> None:
         type=whole(0),
         default=schedule.patience,
         help="stop after more validations than this without a better one",
+    )
+    group.add_argument(
+        "--select-by",
+        type=one_of(SELECT_BY),
+        default="labels",
+        help="how checkpoints are selected: by labels, if there are any; or as of photos, by what features find",
     )
     group.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of all that training draws", marks={COLUMN})
     group.add_argument("--run-dir", type=Path, required=True, help="folder of the run", marks={FREE})
