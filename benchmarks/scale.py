@@ -2,7 +2,6 @@
 
     --parts milvus    the same codes in a file and on a real Milvus server: adding, single queries, 1,000 queries alike?
     --parts encode    pictures in WebDataset shards by search.encode, beside the network alone on ready pixels
-    --parts resume    search.encode killed in the middle and run again; its codes beside those of `search add`
     --parts grid      the digits grid by the local runner and by Ray: seconds, peak memory, the same table?
 
 Each part adds to what --out holds, so that they may be run one by one. A smoke run takes two minutes:
@@ -15,8 +14,6 @@ import contextlib
 import io
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +41,7 @@ from search.pictures import Part, pictures  # noqa: E402
 from utils.files import read_json, write_json  # noqa: E402
 from utils.runs import environment  # noqa: E402
 
-PARTS = ("milvus", "encode", "resume", "grid")
+PARTS = ("milvus", "encode", "grid")
 BITS, K = 64, 100
 CARD = {"bits": BITS, "role": "student", "backbone": "none", "method": "none", "model_sha256": "0" * 64}
 SHARD = 500  # pictures a shard
@@ -249,36 +246,6 @@ def encoding(student: str, shards: Path, n: int, out: Path, workers: int) -> dic
     return row | {"share_after_start": row["per_second_after_start"] / alone}
 
 
-def resume(student: str, photos: Path, shards: Path, folder: Path, n: int) -> dict:
-    """Killed when half of the parts are there, and run again; then the same pictures by python -m search add."""
-    for file in sorted(photos.rglob("*.jpg"))[:n]:
-        (folder / "photos").mkdir(exist_ok=True)
-        (folder / "photos" / file.name).symlink_to(file.resolve())
-    process, parts = begin(encode_words(student, shards, folder / "codes", 2), folder), len(list(shards.iterdir()))
-    while len(before := list((folder / "codes").glob("part-*"))) < max(1, parts // 2):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    workers = tree(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    psutil.wait_procs(workers, timeout=60)
-    kept = {file: file.stat().st_mtime_ns for file in before}
-    seconds, _, said = watched(encode_words(student, shards, folder / "codes", 2), folder)
-    result = {"parts": parts, "before_the_kill": len(kept), "again_seconds": seconds}
-    result["kept"] = all(file.stat().st_mtime_ns == then for file, then in kept.items())
-    result["hashed_again"] = int(re.search(r"([\d,]+) pictures hashed", said)[1].replace(",", ""))
-    codes = {}
-    for name, words in (("load", ["--codes", folder / "codes"]), ("add", ["--student", student, folder / "photos"])):
-        words = [sys.executable, "-m", "search", "add", "--index", folder / name, *words]
-        result[f"{name}_seconds"], *_ = watched(words, folder)
-        with open_index(str(folder / name)) as index:
-            ids, held = index.codes()
-            records = index.records(ids.tolist())
-            codes[name] = {(Path(r.path).name, r.digest): c.tobytes() for r, c in zip(records, held, strict=True)}
-    result["codes"], result["same_bits"] = len(codes["load"]), codes["load"] == codes["add"]
-    return result | {"pictures": n}
-
-
 # The grid
 
 
@@ -302,8 +269,8 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1000, help="asked together, and compared")
     parser.add_argument("--singles", type=int, default=200, help="of these one at a time")
-    parser.add_argument("--student", type=os.path.abspath, help="an export, for encode and resume")
-    parser.add_argument("--photos", type=Path, help="a folder of JPEG files; not for resume: of shards")
+    parser.add_argument("--student", type=os.path.abspath, help="an export, for encode")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG files, or of shards")
     parser.add_argument("--pictures", type=int, help="only so many of them")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--small-grid", action="store_true")
@@ -320,14 +287,11 @@ def main() -> None:
 
         if "milvus" in args.parts:
             keep("milvus", milvus(folder, args.codes, args.queries, args.singles))
-        if {"encode", "resume"} & set(args.parts):
+        if "encode" in args.parts:
             n = shards_of(args.photos, args.pictures, shards := folder / "shards")
             for workers in args.workers:
-                if "encode" in args.parts:
-                    row = encoding(args.student, shards, n, folder / f"encode_{workers}", workers)
-                    keep(f"encode, {args.photos.name}, {workers} workers", row)
-            if "resume" in args.parts:
-                keep("resume", resume(args.student, args.photos, shards, folder, n))
+                row = encoding(args.student, shards, n, folder / f"encode_{workers}", workers)
+                keep(f"encode, {args.photos.name}, {workers} workers", row)
         if "grid" in args.parts:
             keep("grid", grid(folder, SMALL_GRID if args.small_grid else GRID, args.cache_dir or "cache"))
 

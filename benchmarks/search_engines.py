@@ -1,6 +1,6 @@
 """Search engines beside each other on the same codes; adding; kills: python benchmarks/search_engines.py
 
-    --parts engines   the index, faiss alone, DuckDB and usearch: one query at a time on one thread, all exact?
+    --parts engines   the index, and faiss alone: one query at a time on one thread, all exact?
     --parts batch     many queries at once on all cores
     --parts adding    pictures a second beside the network alone; a second add of what has not changed
     --parts kills     adds killed at random moments, and run again
@@ -111,59 +111,19 @@ class Faiss:
         return self.index.search(query, K)
 
 
-class DuckDB:
-    SQL = "SELECT bit_count(xor(code, ?)) AS d, id FROM codes ORDER BY d, id LIMIT ?"
-
-    def __init__(self, folder: Path):
-        import duckdb
-
-        self.con = duckdb.connect(
-            str(folder / "duckdb"), read_only=True, config={"threads": int(os.environ["THREADS"])}
-        )
-
-    def __call__(self, query):
-        rows = [self.con.execute(self.SQL, [int(q), K]).fetchnumpy() for q in query.view(np.uint64)[:, 0]]
-        return np.stack([row["d"] for row in rows]), np.stack([row["id"] for row in rows])
-
-
-class Usearch:
-    """Its exact search, over the array."""
-
-    def __init__(self, folder: Path):
-        self.codes = np.load(folder / "codes.npy", allow_pickle=False)
-
-    def __call__(self, query):
-        from usearch.index import MetricKind, search
-
-        found = search(self.codes, query, K, MetricKind.Hamming, exact=True, threads=int(os.environ["THREADS"]))
-        return np.atleast_2d(found.distances), np.atleast_2d(found.keys)
-
-
-ENGINES = {"index": OurIndex, "index, ids alone": OurIndexIds, "faiss": Faiss, "duckdb": DuckDB, "usearch": Usearch}
+ENGINES = {"index": OurIndex, "index, ids alone": OurIndexIds, "faiss": Faiss}
 
 
 def prepare(folder: Path, n: int) -> None:
     """The same codes for every engine, and what the nearest of the queries are."""
     codes = synthetic(n, 1)
     np.save(folder / "codes.npy", codes)
-    seconds = {}
     started = time.perf_counter()
     fill(folder / "index", codes)
-    seconds["index"] = time.perf_counter() - started
+    seconds = {"index": time.perf_counter() - started}
     index = faiss.IndexBinaryFlat(BITS)
     index.add(codes)
     faiss.write_index_binary(index, str(folder / "faiss"))
-    import duckdb
-    import pyarrow as pa
-
-    started = time.perf_counter()
-    with duckdb.connect(str(folder / "duckdb")) as con:
-        con.execute("CREATE TABLE codes (id BIGINT, code UBIGINT)")
-        for first in range(0, n, 1 << 20):
-            words = codes[first : first + (1 << 20)].view(np.uint64)[:, 0]
-            con.register("part", pa.table({"id": np.arange(first, first + len(words)), "code": words}))
-            con.execute("INSERT INTO codes SELECT * FROM part")
-    seconds["duckdb"] = time.perf_counter() - started
     write_json(folder / "fill.json", seconds)
 
 
