@@ -64,7 +64,7 @@ PARTS = {
 }
 
 
-def make_parser() -> Parser:
+def make_parser(method: str = "brcd") -> Parser:
     parser = Parser(__doc__.splitlines()[0])
     add_data_arguments(parser)
     add_feature_arguments(parser)
@@ -101,9 +101,15 @@ def make_parser() -> Parser:
     )
     group.add_argument("--bits", type=whole(1, MOST_BITS), help="must be the teacher's (the default)", marks={COLUMN})
     group = parser.add_argument_group("method")
-    group.add_argument("--method", type=one_of(METHODS), default="brcd", help=", ".join(METHODS), marks={COLUMN})
+    group.add_argument("--method", type=one_of(METHODS), default=method, help=", ".join(METHODS), marks={COLUMN})
     group.add_argument("--rotated-views", type=whole(1), default=2, help="sskd: cached views that are rotated too")
-    group.add_argument("--kd-weight", type=real(0), default=1.0, help="of the distillation term")
+    weights = ", ".join(f"{name} {m.kd_weight:g}" for name, m in METHODS.items() if name != "none")
+    group.add_argument(
+        "--kd-weight",
+        type=real(0),
+        default=METHODS[method].kd_weight,
+        help=f"of the distillation term; its default is the method's: {weights}",
+    )
     group.add_argument(
         "--both-views", action="store_true", help=f"{', '.join(ON_CODES)}: the mean over both views, not view i alone"
     )
@@ -144,8 +150,8 @@ def make_parser() -> Parser:
 
 def parse() -> argparse.Namespace:
     """The command line, over what the student takes from its teacher's run."""
-    parser = make_parser()
-    known = read_args(parser.parse_known_args()[0].teacher)
+    first = make_parser().parse_known_args()[0]
+    parser, known = make_parser(first.method), read_args(first.teacher)
     inherited = {name: known[name] for name in input_parser().defaults() if name in known}
     try:
         parser.check(inherited)
@@ -153,7 +159,7 @@ def parse() -> argparse.Namespace:
         raise UserError(f"the teacher's args.yaml: damaged ({error}); train it again") from None
     parser.set_defaults(**inherited)
     if inherited.get("size") == own_size(str(known.get("backbone"))):  # not chosen: the student has its own too
-        parser.set_defaults(size=own_size(parser.parse_known_args()[0].student))
+        parser.set_defaults(size=own_size(first.student))
     return parser.parse_args()
 
 
@@ -168,7 +174,7 @@ def idle(args: argparse.Namespace) -> list[str]:
 
 def notes(args: argparse.Namespace) -> Iterator[str]:
     """What is allowed and hardly meant."""
-    yield from notes_of_idle(make_parser(), args, idle(args))
+    yield from notes_of_idle(make_parser(args.method), args, idle(args))
     if args.batch_size == 1:
         yield "--batch-size 1: a batch of one has nothing to contrast, and several methods become one"
     if METHODS[args.method].clusters and args.clusters == 1:
@@ -315,7 +321,7 @@ def main() -> None:
     student = extractor(args, images, student_backbone, device, args.student_size)
     for note in notes(args):
         print(f"note: {note}")
-    run = Run(args, make_parser(), idle(args))
+    run = Run(args, make_parser(args.method), idle(args))
     if run.finished:
         return print(f"{run.folder}: finished already")
 

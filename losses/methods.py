@@ -202,12 +202,14 @@ class Method:
         clusters: it needs the teacher's clusters and masks.
         rotations: it needs rotated views.
         own: options of the command line that no other method heeds.
+        kd_weight: of its term, unless told otherwise.
     """
 
     build: Callable[..., nn.Module]
     clusters: bool = False
     rotations: bool = False
     own: frozenset[str] = frozenset()
+    kd_weight: float = 1.0
 
 
 def _on_codes(loss: Callable[..., nn.Module], relaxed: bool = False, own: frozenset[str] = frozenset()) -> Method:

@@ -3,7 +3,7 @@
 set -eu
 NEEDS="requirements-search.txt requirements-dev.txt"
 . "$(dirname "$0")/env.sh"
-[ $# -gt 0 ] || set -- evaluation heads features inference cost gpu
+[ $# -gt 0 ] || set -- evaluation heads features cost gpu
 for PART in "$@"; do
     echo "== $PART"
     "$PY" "benchmarks/$PART.py"
