@@ -390,7 +390,8 @@ def set_batch_norm_statistics(backbone: FrozenBackbone, statistics: dict[str, to
 def recalibrate_batch_norm(backbone: FrozenBackbone, batches: Iterable[torch.Tensor], device: torch.device) -> None:
     """Re-estimate every BatchNorm's statistics as the plain mean over ``batches`` of uint8 images; once, in place.
 
-    Only BatchNorm sees train mode: dropout and stochastic depth stay off. The backbone's hash changes with it.
+    Only BatchNorm sees train mode: dropout and stochastic depth stay off. The backbone's hash changes with it. By one
+    thread, since more would sum a batch's statistics in another order.
     """
     norms = list(_batch_norms(backbone).values())
     if not norms:
@@ -401,8 +402,13 @@ def recalibrate_batch_norm(backbone: FrozenBackbone, batches: Iterable[torch.Ten
         m.momentum = None  # a cumulative average: every batch counts the same
         nn.Module.train(m, True)
     backbone.to(device)
-    for images in batches:
-        backbone(to_device(images, device))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for images in batches:
+            backbone(to_device(images, device))
+    finally:
+        torch.set_num_threads(threads)
     for m, momentum in zip(norms, momenta, strict=True):
         nn.Module.train(m, False)
         m.momentum = momentum

@@ -467,6 +467,18 @@ def test_a_download_that_fails_names_the_way_out(monkeypatch, tmp_path):
         build_backbone("resnet18")
 
 
+def test_recalibration_is_the_same_on_any_number_of_threads():
+    batches, hashes, before = torch.randint(256, (2, 20, 3, 32, 32), dtype=torch.uint8), set(), torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        backbone = build_backbone("efficientnet_lite0")
+        recalibrate_batch_norm(backbone, batches, CPU)
+        assert torch.get_num_threads() == threads
+        hashes.add(backbone.sha256)
+    torch.set_num_threads(before)
+    assert len(hashes) == 1
+
+
 def test_recalibration_is_the_plain_mean_over_the_batches_and_changes_the_hash(device):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9))
     backbone = FrozenBackbone("tiny", network, IMAGENET, "pooled", 4, pretrained=False)
