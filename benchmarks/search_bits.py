@@ -1,14 +1,13 @@
-"""Are the bits the same wherever they are made, and what do edits do to them?  python benchmarks/search_bits.py
+"""Are the bits the same wherever they are made?  python benchmarks/search_bits.py
 
-    python benchmarks/search_bits.py --run RUN --exports STUDENT STUDENT_FLOAT16 STUDENT_INT8 TEACHER --photos FOLDER
+    python benchmarks/search_bits.py --run RUN --exports FLOAT32 FLOAT16 INT8 --photos FOLDER
 
 Bits that differ between PyTorch and the exported files on photographs of all kinds (large, EXIF-turned, grayscale,
 alpha, palette, CMYK, ICC, 16 bits, WebP, tiny, long), made from the pictures of FOLDER. mAP of each file of the student
-on the run's test queries. And how often an edited picture finds its own original first, by student and teacher.
+on the run's test queries.
 """
 
 import argparse
-import io
 import os
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageEnhance
+from PIL import Image, ImageCms
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,9 +28,9 @@ from data.load import load_data  # noqa: E402
 from data.photos import pictures_below  # noqa: E402
 from data.transforms import eval_transform  # noqa: E402
 from export import codes_of, different, spread  # noqa: E402
-from models.exported import Exported, may_ask  # noqa: E402
+from models.exported import Exported  # noqa: E402
 from models.trained import Trained, read_run  # noqa: E402
-from retrieval.codes import hamming_topk, pack, unpack  # noqa: E402
+from retrieval.codes import pack, unpack  # noqa: E402
 from retrieval.hasher import Hasher, run_options  # noqa: E402
 from retrieval.metrics import mean_average_precision  # noqa: E402
 from retrieval.relevance import relevance  # noqa: E402
@@ -171,74 +170,15 @@ def maps(
     return found
 
 
-# Edits
-
-
-def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer)
-
-
-def cropped(image: Image.Image, share: float) -> Image.Image:
-    """The middle, with ``share`` of either side gone."""
-    width, height = image.size
-    left, top = width * share / 2, height * share / 2
-    return image.crop((round(left), round(top), max(1, round(width - left)), max(1, round(height - top))))
-
-
-EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "none": lambda image: image,
-    "JPEG 75": lambda image: as_jpeg(image, 75),
-    "JPEG 50": lambda image: as_jpeg(image, 50),
-    "half size": lambda image: image.resize((max(1, image.width // 2), max(1, image.height // 2))),
-    "10 % cropped": lambda image: cropped(image, 0.1),
-    "20 % brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
-    "20 % darker": lambda image: ImageEnhance.Brightness(image).enhance(0.8),
-}
-
-
-def edits(exported: Exported, hasher: Hasher, images, n: int, most_searched: int) -> dict:
-    """Share of edited pictures that find their own original: first of all (ties in the database's order), or with none
-    nearer than it."""
-    database = spread(images.database, most_searched)
-    asked = pack(hasher.codes(exported.card["chosen_by"], database))
-    places = spread(np.arange(len(database)), n)
-    found = {"pictures": len(places), "searched": len(database)}
-
-    def edited(edit) -> Callable[[int], np.ndarray]:
-        def pixels(place: int) -> np.ndarray:
-            image = Image.fromarray(images.source[database[place]].permute(1, 2, 0).numpy())
-            return np.asarray(edit(image).convert("RGB"))
-
-        return pixels
-
-    for name, edit in EDITS.items():
-        codes = hashed(exported, places, name, edited(edit))
-        distances, first = hamming_topk(codes, asked, 1)
-        own = np.bitwise_count(codes ^ asked[places]).sum(axis=1)
-        found[name] = {
-            "first": float((first[:, 0] == places).mean()),
-            "none_nearer": float((own == distances[:, 0]).mean()),
-            "bits_flipped": float(own.mean()),
-        }
-        print(
-            f"{exported.card['role']}, {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in found[name].items())
-        )
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="a student's run")
-    parser.add_argument("--exports", type=Path, nargs="+", required=True, help="of the student, and one of its teacher")
+    parser.add_argument("--exports", type=Path, nargs="+", required=True, help="of that student")
     parser.add_argument("--photos", type=Path, help="pictures that photographs are made of; without it no bits")
     parser.add_argument("--photographs", type=int, default=1000)
     parser.add_argument("--keep", type=Path, help="where the photographs are left, for other clients")
     parser.add_argument("--queries", type=int, default=5000, help="at most; 0: no mAP")
     parser.add_argument("--map-searched", type=int, default=10_000, help="hashed by every file, at most")
-    parser.add_argument("--searched", type=int, default=50_000, help="by edited pictures, at most")
-    parser.add_argument("--edited", type=int, default=1000, help="pictures; 0: no edits")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--lists-dir", type=Path)
     parser.add_argument("--cache-dir", type=Path)
@@ -247,17 +187,13 @@ def main() -> None:
     parser.set_defaults(dataset=None)
     args = parser.parse_args()
     run = read_run(args.run)
-    exports = [Exported(folder) for folder in args.exports]
-    students = {e.card["precision"]: e for e in exports if e.card["role"] == "student"}
-    teachers = [e for e in exports if e.card["role"] == "teacher"]
+    students = {e.card["precision"]: e for e in map(Exported, args.exports)}
     if "float32" not in students or not run.teacher:
         raise UserError("--run takes a student's run, --exports its export in float32 at least")
-    for teacher in teachers:
-        may_ask(students["float32"].card, teacher.card)
     options = run_options(args, run)
     images = load_data(options)
     student, teacher = Hasher(run, options, images), Hasher(run.teacher, options, images)
-    result = {"environment": environment(), "data": images.title, "cards": [e.card for e in exports]}
+    result = {"environment": environment(), "data": images.title, "cards": [e.card for e in students.values()]}
     if args.photos:
         pictures = [args.photos / name for name in pictures_below(args.photos)[0]]
         with tempfile.TemporaryDirectory() as aside:
@@ -265,12 +201,6 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             result["bits"] = bits(run, students, images, photographs(folder, pictures, args.photographs))
             write_json(args.out, result)
-    if args.edited:
-        result["edits"] = {
-            exported.card["role"]: edits(exported, hasher, images, args.edited, args.searched)
-            for exported, hasher in [(students["float32"], student), *((e, teacher) for e in teachers[:1])]
-        }
-        write_json(args.out, result)
     if args.queries:
         result["map"] = maps(students, teacher, student, images, args.queries, args.map_searched)
     write_json(args.out, result)
