@@ -109,38 +109,12 @@ def test_features_are_listed(cli, shared, teacher):
 
 @pytest.mark.parametrize("hashing", ["bihalf", "greedyhash", "itq"])
 def test_every_hashing_can_teach(cli, shared, tmp_path, hashing):
-    code, out = cli(
-        "train_teacher.py",
-        *digits(shared),
-        "--backbone",
-        TEACHER,
-        "--bits",
-        16,
-        "--hashing",
-        hashing,
-        "--epochs",
-        2,
-        "--run-dir",
-        tmp_path / "t",
-    )
+    words = ["--backbone", TEACHER, "--bits", 16, "--hashing", hashing, "--epochs", 2, "--run-dir", tmp_path / "t"]
+    code, out = cli("train_teacher.py", *digits(shared), *words)
     assert code == 0, out
-    own = "cibhash" if hashing == "itq" else hashing
-    code, out = cli(
-        "distill.py",
-        *digits(shared),
-        "--teacher",
-        tmp_path / "t",
-        "--student",
-        STUDENT,
-        "--clusters",
-        3,
-        "--hashing",
-        own,
-        "--epochs",
-        2,
-        "--run-dir",
-        tmp_path / "s",
-    )
+    words = ["--teacher", tmp_path / "t", "--student", STUDENT, "--clusters", 3, "--epochs", 2]
+    words += ["--hashing", "cibhash" if hashing == "itq" else hashing, "--run-dir", tmp_path / "s"]
+    code, out = cli("distill.py", *words)
     assert code == 0, out
     code, out = cli("evaluate.py", "--run", tmp_path / "s", "--pictures", 0)
     assert code == 0 and last_json(out)["teacher_hashing"] == hashing
@@ -159,31 +133,10 @@ def test_a_folder_of_images(cli, photo, tmp_path):
     photo(root / "database" / "cat" / "gray.png", "L")
     photo(root / "database" / "cat" / "deep.png", "I;16")
     photo(root / "query" / "dog" / "dot.png", "RGBA", size=(1, 1))
+    words = ["--dataset", "folder", "--data-dir", root, "--size", 64, "--cache-dir", tmp_path / "c"]
+    words += ["--backbone", TEACHER, "--bits", 8, "--epochs", 1]
     for views in (2, 0):
-        words = [
-            "--dataset",
-            "folder",
-            "--data-dir",
-            root,
-            "--size",
-            64,
-            "--views",
-            views,
-            "--cache-dir",
-            tmp_path / "c",
-        ]
-        code, out = cli(
-            "train_teacher.py",
-            *words,
-            "--backbone",
-            TEACHER,
-            "--bits",
-            8,
-            "--epochs",
-            1,
-            "--run-dir",
-            tmp_path / f"t{views}",
-        )
+        code, out = cli("train_teacher.py", *words, "--views", views, "--run-dir", tmp_path / f"t{views}")
         assert code == 0, out
     assert cli("evaluate.py", "--run", tmp_path / "t2")[0] == 0
 
@@ -192,25 +145,9 @@ def test_a_folder_of_images(cli, photo, tmp_path):
 
 
 def distill_words(shared, teacher, folder):
-    return [
-        "distill.py",
-        *digits(shared),
-        "--teacher",
-        teacher,
-        "--student",
-        STUDENT,
-        "--clusters",
-        3,
-        "--epochs",
-        20,
-        "--validate-every",
-        2,
-        "--patience",
-        99,
-        "--run-dir",
-        folder,
-        "--resume",
-    ]
+    words = ["distill.py", *digits(shared), "--teacher", teacher, "--student", STUDENT, "--clusters", 3]
+    words += ["--epochs", 20, "--validate-every", 2, "--patience", 99, "--run-dir", folder, "--resume"]
+    return words
 
 
 def wait_for(path, process) -> None:
