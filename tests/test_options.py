@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from conftest import ROOT
 import distill
 import train_teacher
 from data.load import input_parser
+from losses.methods import METHODS
+from utils.runs import Run, read_defaults
 
 # A value of each that is no default.
 OTHER = {
@@ -80,6 +83,18 @@ def test_a_student_takes_nothing_else_over(monkeypatch, tmp_path):
     args = vars(parsed(monkeypatch, "--teacher", folder, "--run-dir", "r"))
     expected = distill.make_parser().defaults() | {"teacher": folder, "run_dir": Path("r")}
     assert args == expected
+
+
+def test_every_method_has_a_weight_of_its_own_that_names_no_row(monkeypatch, tmp_path):
+    monkeypatch.setitem(METHODS, "sp", replace(METHODS["sp"], kd_weight=300.0))
+    folder = write_teacher(tmp_path / "t")
+    for method, words, weight in (("sp", [], 300.0), ("kl", [], 1.0), ("sp", ["--kd-weight", 5], 5.0)):
+        args = parsed(
+            monkeypatch, "--teacher", folder, "--run-dir", tmp_path / f"{method}{weight}", "--method", method, *words
+        )
+        assert args.kd_weight == weight
+        Run(args, distill.make_parser(args.method))
+        assert read_defaults(args.run_dir)["kd_weight"] == METHODS[method].kd_weight
 
 
 # Shell scripts
