@@ -211,7 +211,7 @@ def shards_of(photos: Path, most: int | None, folder: Path) -> int:
         return n
     files = sorted(photos.rglob("*.jpg"))[:most]
     for number, first in enumerate(range(0, len(files), SHARD)):
-        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+        with tarfile.open(folder / f"{number:05d}.tar", "w", dereference=True) as tar:
             for file in files[first : first + SHARD]:
                 tar.add(file, file.name)
     return len(files)
