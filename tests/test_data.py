@@ -8,6 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
@@ -336,3 +337,17 @@ def test_of_several_processes_one_downloads(tmp_path, monkeypatch):
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert len(calls) == 1 and most == [1]
+
+
+def test_the_page_of_fashion_mnist_makes_its_folder(tmp_path):
+    raw, images = tmp_path / "data/FashionMNIST/raw", np.arange(10 * 28 * 28, dtype=np.uint8).reshape(10, 28, 28)
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):  # as torchvision leaves them: magic number, counts, bytes
+        sizes = b"".join(n.to_bytes(4, "big") for n in images.shape)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + images.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + bytes(range(10)))
+    page = (ROOT / "results" / "details" / "fashionmnist.md").read_text()
+    exec(page.split("```python\n")[1].split("```")[0], {})  # in a folder of its own
+    made = {file.parent.name: file for file in (tmp_path / "data/fashionmnist").glob("*/*.png")}
+    assert len(made) == 10 and {"T-shirt or top", "Ankle boot"} < made.keys()
+    assert (np.asarray(Image.open(made["Ankle boot"])) == images[9]).all()
