@@ -313,7 +313,7 @@ def main() -> None:
     teacher_head = trained.heads["map"]
     images = load_data(args, args.teacher)
     check_teacher(args, trained, images)
-    judged = for_selection(args, images)
+    judged = for_selection(args.select_by, images)
     student_backbone, teacher_backbone = build_student(args, images, device), trained.backbone()
     kind = student_head(student_backbone) if args.head == "auto" else args.head
     head = HashHead(student_backbone.dim, trained.bits, kind, args.seed).to(device)

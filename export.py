@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data.dataset import HashingData
 from data.features import BATCH
-from data.load import load_data
+from data.load import for_selection, load_data
 from data.resize import resize
 from data.transforms import EVAL_VERSION, eval_transform, short_side
 from data.views import CPU, eval_batches
@@ -234,7 +234,7 @@ class Original:
 
     def card(self, precision: str) -> dict:
         run, packages = self.run, ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
-        title, how = self.images.title, measure(self.images)
+        title, how = self.images.title, measure(for_selection(run.args.get("select_by"), self.images))
         if self.args.dataset:
             title, how = self.teacher.args["dataset"], "mAP of the validation images that it was chosen on"
         return {

@@ -89,7 +89,7 @@ def fit_itq(
     """ITQ has no epochs: one head from the training images' features."""
     rows = features.evaluation(images.train)
     head = itq_head(torch.from_numpy(rows[:].astype(np.float32)), args.bits, args.seed)
-    metrics = validation(head, for_selection(args, images), features)()
+    metrics = validation(head, for_selection(args.select_by, images), features)()
     save_head(run.path(best_file("map")), head, **head_facts(backbone, images), epoch=0, metrics=metrics)
     finish(args, run, images, features, {"best": {"map": {"value": metrics["map"], "epoch": 0}}, "epochs": 0})
 
@@ -104,7 +104,7 @@ def finish(args: argparse.Namespace, run: Run, images: HashingData, features: Ex
     run.finish(summary)
     chosen = summary["best"]["map"]
     where = f"at epoch {chosen['epoch']} of {summary['epochs']}"
-    print(f"validation {measure(for_selection(args, images))} {chosen['value']:.4f} {where}; {run.folder}")
+    print(f"validation {measure(for_selection(args.select_by, images))} {chosen['value']:.4f} {where}; {run.folder}")
 
 
 def training_views(args: argparse.Namespace, images: HashingData, features: Extractor) -> BankedViews | FreshViews:
@@ -135,7 +135,7 @@ def main() -> None:
             return fit_itq(args, run, images, features, backbone)
         objective = HASHING[args.hashing](temperature=args.temperature, kl_weight=args.kl_weight)
         views = training_views(args, images, features)
-        validate = validation(head, for_selection(args, images), features)
+        validate = validation(head, for_selection(args.select_by, images), features)
 
     def steps(epoch: int) -> Iterator[dict[str, torch.Tensor]]:
         for batch in views.epoch(epoch, args.batch_size):

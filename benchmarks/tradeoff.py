@@ -11,10 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
@@ -30,7 +26,8 @@ from retrieval.hasher import Hasher, run_options  # noqa: E402
 from retrieval.metrics import relevant_among, stable_ap  # noqa: E402
 from retrieval.relevance import nearest_by_cosine  # noqa: E402
 from utils.errors import UserError, guarded  # noqa: E402
-from utils.files import read_json, write_json  # noqa: E402
+from utils.figures import COLOURS, PLAIN, plt  # noqa: E402
+from utils.files import read_json, write_json, written_aside  # noqa: E402
 from utils.runs import environment  # noqa: E402
 
 WARM, QUERIES = 5, 250  # calls that are not counted; queries ranked by features at once
@@ -77,29 +74,21 @@ def milliseconds(files: list[Exported], pictures: list[np.ndarray]) -> list[floa
 
 
 def draw(rows: list[dict], title: str, k: int, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    seen = set()
-    for row in rows:
-        x, name = row["milliseconds"], f"{row['network'].replace('efficientnet_', '')}, {row['pixels']} px"
-        colour = {"teacher": "black", "ITQ": "#1f77b4"}.get(row["method"], "#d1342f")
-        axes.scatter(x, row["map"]["sshp"], 4 * row["megabytes"], colour, alpha=0.8)
-        axes.annotate(f"{row['method']} {name}", (x, row["map"]["sshp"]), (6, 4), textcoords="offset points", size=7)
-        if "ashp" in row["map"]:
-            axes.scatter(x, row["map"]["ashp"], 4 * row["megabytes"], "none", edgecolors=colour)
-        if (x_of := (row["network"], row["pixels"])) not in seen:
+    said = "filled SSHP, ring ASHP, x features; area: MB of the file"
+    with plt.rc_context(PLAIN):
+        figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        for row in rows:
+            x, colour = row["milliseconds"], COLOURS.get(row["method"], "tab:olive")
+            name = f"{row['method']} {row['network'].replace('efficientnet_', '')}, {row['pixels']} px"
+            axes.scatter(x, row["map"]["sshp"], 4 * row["megabytes"], colour, alpha=0.8)
+            axes.annotate(name, (x, row["map"]["sshp"]), (6, 4), textcoords="offset points", size=7)
+            if "ashp" in row["map"]:
+                axes.scatter(x, row["map"]["ashp"], 4 * row["megabytes"], "none", edgecolors=colour)
             axes.scatter(x, row["map_by_features"], 30, "0.5", marker="x")
-            seen.add(x_of)
-    axes.set(xlabel="ms a picture, one core (log)", ylabel=f"mAP@{k}", xscale="log", title=title)
-    axes.grid(alpha=0.3)
-    axes.text(
-        0.99,
-        0.01,
-        "filled SSHP, ring ASHP, x features; area: MB of the file",
-        size=7,
-        ha="right",
-        transform=axes.transAxes,
-    )
-    figure.savefig(path, dpi=150)
+        axes.set(xlabel="ms a picture, one core (log)", ylabel=f"mAP@{k}", xscale="log", title=title)
+        axes.text(0.99, 0.01, said, size=7, ha="right", transform=axes.transAxes)
+        with written_aside(path) as file:
+            figure.savefig(file, format="png", dpi=150)
 
 
 def main() -> None:

@@ -89,6 +89,6 @@ def load_data(args: argparse.Namespace, teacher: Path | None = None) -> HashingD
     return data
 
 
-def for_selection(args: argparse.Namespace, data: HashingData) -> HashingData:
-    """The same images as checkpoints are selected on them."""
-    return photos.unlabelled(data) if args.select_by == "features" else data
+def for_selection(select_by: str | None, data: HashingData) -> HashingData:
+    """The same images as checkpoints are selected on them; None: of a run that is older than --select-by."""
+    return photos.unlabelled(data) if select_by == "features" else data

@@ -171,6 +171,10 @@ def test_labelled_images_are_selected_by_features_where_that_is_asked_for(cli, s
     code, out = cli("evaluate.py", "--run", student, "--pictures", 0)
     result = last_json(out)
     assert result["relevance"] == "labels" and result["options"]["select_by"] == "features"
+    code, out = cli("export.py", "--run", student, "--out", tmp_path / "e")
+    assert code == 0, out
+    card = json.loads((tmp_path / "e" / "card.json").read_text())
+    assert card["metrics"]["measure"] == "mAP@9 of the teacher's nearest by features"
 
     judged = photos.unlabelled(load_digits(limit=90))
     args = train_teacher.make_parser().parse_args(list(map(str, [*words, "--run-dir", teacher])))
