@@ -125,7 +125,10 @@ def label(base: str, options: dict, taught: dict) -> str:
     """A run's name: "brcd no-mask margin=0.2 teacher-epochs=50"."""
 
     def word(name: str, value: object) -> str:
-        return f"no-{name.replace('_', '-')}" if value is False else f"{name.replace('_', '-')}={value}"
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            return flag if value else f"no-{flag}"
+        return f"{flag}={value}"
 
     words = [word(name, value).replace("variant=", "") for name, value in options.items()]
     return " ".join([base, *words, *(word(f"teacher-{name}", value) for name, value in taught.items())])

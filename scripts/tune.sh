@@ -1,6 +1,6 @@
 #!/bin/sh
 # Every method's --kd-weight, five values each, around where its term is as large as the contrastive one; KL's
-# temperature too. Choose by results/$NAME/validation.md, and confirm on other seeds.
+# temperature too. Ends with each method's best by validation queries; confirm it on other seeds.
 #   DATASET=cifar10 sh scripts/tune.sh
 set -eu
 export DATASET="${DATASET:-digits}" BITS="${BITS:-64}" SEEDS="${SEEDS:-0 1 2}" VIEWS="${VIEWS:-4}"
@@ -23,4 +23,6 @@ for weight in 10 30 100 300 1000; do set -- "$@" "sskd --kd-weight $weight"; don
 for weight in 30 100 300 1000 3000; do set -- "$@" "sp --kd-weight $weight"; done
 for weight in 300 1000 3000 10000 30000; do set -- "$@" "pkt --kd-weight $weight"; done
 
-exec sh "$(dirname "$0")/compare.sh" "$@"
+sh "$(dirname "$0")/compare.sh" "$@"
+. "$(dirname "$0")/env.sh"
+"$PY" -m scripts.tuned "results/$NAME"

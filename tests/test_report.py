@@ -465,6 +465,34 @@ def test_a_row_without_its_run_is_not_joined(cli, tmp_path):
     assert "no runs.jsonl holds r" in cli("scripts.join", tmp_path / "a", "--out", tmp_path / "out")[0]
 
 
+def test_the_best_weight_is_that_of_the_validation_queries_over_all_data_sets(cli, tmp_path):
+    """SSHP of validation by data set, method and weight; 0.3 and 3 are each the best of one, 1 that of both."""
+    said = {"a": {0.3: 0.6, 1: 0.59, 3: 0.2}, "b": {0.3: 0.1, 1: 0.55, 3: 0.56}}
+    for name, by_weight in said.items():
+        (tmp_path / name).mkdir()
+        files = []
+        for weight, value in by_weight.items():
+            for seed in range(2):
+                file = result(tmp_path / name, f"rkd kd-weight={weight}" if weight != 1 else "rkd", seed, 16, 0.5)
+                file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": name}))
+                recorded(file, value + seed / 100)
+                (file.parent / "args.yaml").write_text(f"kd_weight: {weight}\n")
+                files.append(file)
+        write_report(read_rows(files), tmp_path / name)
+    code, out = cli("scripts.tuned", tmp_path / "a", tmp_path / "b")
+    assert code == 0
+    (line,) = [re.split(r" *\| *", line)[1:-1] for line in out.splitlines() if line.startswith("| rkd")]
+    assert line == ["rkd", "0.3: 0.3550, **1: 0.5750**, 3: 0.3850", "0.5950", "0.5550", "1"]
+    alone = cli("scripts.tuned", tmp_path / "b")[1]
+    assert "**3: 0.5650**" in alone
+    rows = pd.read_csv(tmp_path / "b" / "rows.csv")
+    rows[~((rows["seed"] == 1) & (rows["method"] == "rkd kd-weight=3.0"))].to_csv(
+        tmp_path / "b" / "rows.csv", index=False
+    )
+    code, _ = cli("scripts.tuned", tmp_path / "a", tmp_path / "b")
+    assert code == "error: 'rkd' at --kd-weight 3 is not in every folder and seed; finish scripts/tune.sh"
+
+
 # Published tables, repeated
 
 
