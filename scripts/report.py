@@ -83,7 +83,8 @@ def on_validation(rows: pd.DataFrame, bests: dict[str, dict]) -> pd.DataFrame:
 
     students = rows[(rows["base"] != "teacher") & (rows["queries"] == "test")]
     found = students.assign(map=students.apply(chosen, axis=1) if len(students) else np.nan, queries="val")
-    return found.dropna(subset="map")
+    by_features = (found["common"] + " " + found["method"]).str.contains(r"(?:^| )select-by=features(?: |$)")
+    return found.assign(relevance=found["relevance"].mask(by_features, "features")).dropna(subset="map")
 
 
 def text_of(table: pd.DataFrame, metrics: list[str], several_data: bool, compared: pd.DataFrame) -> str:

@@ -358,6 +358,14 @@ def test_what_chose_the_checkpoints_has_a_table_of_its_own(tmp_path):
     write_report(read_rows(files), tmp_path / "out")
     text = (tmp_path / "out" / "validation.md").read_text()
     assert "val queries" in text and "0.5500 ± 0.0707" in text and "0.2500 ± 0.0000" in text and "teacher |" not in text
+    assert "over relevant retrieved" in text
+    for file in files:  # whose validation queries had no labels
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"options": {"select_by": "features"}}))
+    write_report(read_rows(files), tmp_path / "features")
+    text = (tmp_path / "features" / "validation.md").read_text()
+    assert "over the teacher's nearest by features retrieved" in text and "select-by=features" in text
+    assert "over relevant retrieved" in (tmp_path / "features" / "table.md").read_text()
 
 
 def test_the_overview_has_each_experiment_seen_from_brcd(cli, tmp_path):
