@@ -5,6 +5,7 @@ test images in turn, one at a time on one core. Beside them each network's featu
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -73,20 +74,33 @@ def milliseconds(files: list[Exported], pictures: list[np.ndarray]) -> list[floa
     return [float(np.median(taken[WARM:])) for taken in times]
 
 
+def apart(wanted: list[float], gap: float) -> list[float]:
+    """Heights of labels, none nearer to another than ``gap``, in the order of the wanted ones."""
+    heights = np.array(wanted)
+    for below, above in itertools.pairwise(np.argsort(heights, kind="stable")):
+        heights[above] = max(heights[above], heights[below] + gap)
+    return list(heights)
+
+
 def draw(rows: list[dict], title: str, k: int, path: Path) -> None:
-    said = "filled SSHP, ring ASHP, x features; area: MB of the file"
+    said = "filled: SSHP, ring: ASHP, x: features; area: MB of the file"
     with plt.rc_context(PLAIN):
-        figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
         for row in rows:
             x, colour = row["milliseconds"], COLOURS.get(row["method"], "tab:olive")
-            name = f"{row['method']} {row['network'].replace('efficientnet_', '')}, {row['pixels']} px"
             axes.scatter(x, row["map"]["sshp"], 4 * row["megabytes"], colour, alpha=0.8)
-            axes.annotate(name, (x, row["map"]["sshp"]), (6, 4), textcoords="offset points", size=7)
             if "ashp" in row["map"]:
                 axes.scatter(x, row["map"]["ashp"], 4 * row["megabytes"], "none", edgecolors=colour)
             axes.scatter(x, row["map_by_features"], 30, "0.5", marker="x")
-        axes.set(xlabel="ms a picture, one core", ylabel=f"mAP@{k}", title=title)
-        axes.set_xlim(0, 1.3 * max(row["milliseconds"] for row in rows))  # room for the last one's name
+        low, high = axes.get_ylim()
+        right = 1.08 * max(row["milliseconds"] for row in rows)
+        heights = apart([row["map"]["sshp"] for row in rows], (high - low) / 25)
+        for row, height in zip(rows, heights, strict=True):
+            name = f"{row['method']}, {row['network'].replace('efficientnet_l', 'L')}, {row['pixels']} px"
+            line = {"arrowstyle": "-", "color": "0.7", "lw": 0.5}
+            at = (row["milliseconds"], row["map"]["sshp"])
+            axes.annotate(name, at, (right, height), size=7, va="center", arrowprops=line, annotation_clip=False)
+        axes.set(xlabel="ms a picture, one core", ylabel=f"mAP@{k}", title=title, xlim=(0, right))
         axes.text(0.99, 0.01, said, size=7, ha="right", transform=axes.transAxes)
         with written_aside(path) as file:
             figure.savefig(file, format="png", dpi=150)

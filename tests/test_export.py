@@ -97,6 +97,20 @@ def test_the_card_says_what_it_is(student, taught_by, measured):
     assert str(ROOT).encode() not in (student / "model.onnx").read_bytes()
 
 
+def test_accuracy_is_drawn_against_what_the_exported_file_costs(cli, measured, tmp_path):
+    out, run = tmp_path / "tradeoff.json", tmp_path / "run"
+    shutil.copytree(measured / "run", run)
+    shutil.copy(measured / "out.json", run / "test.json")
+    code, said = cli("benchmarks/tradeoff.py", "--runs", run, "--pictures", 10, "--out", out)
+    assert code == 0, said
+    (row,) = json.loads(out.read_text())["rows"]
+    result = json.loads((run / "test.json").read_text())
+    assert row["map"] == {name: result[name]["map"]["stable/retrieved"] for name in ("sshp", "ashp")}
+    assert 10 < row["megabytes"] < 30 and row["milliseconds"] > 0
+    assert 0.1 < row["map_by_features"] < 1
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_student_asks_itself_and_its_teacher_and_nobody_else(student, taught_by):
     card, big = Exported(student).card, Exported(taught_by).card
     may_ask(card, card)
