@@ -9,7 +9,7 @@ import numpy as np
 
 from data.dataset import HashingData, one_hot, without_shared_content
 from data.sources import FileImages, broken_images
-from data.tree import Found, images_below, subfolders, walk
+from data.tree import Found, images_below, relative, subfolders, walk
 from utils.errors import UserError, some
 from utils.seeds import seed_of
 
@@ -39,7 +39,7 @@ def _files(root: Path, top: Path, found: Found) -> list[tuple[str, str]]:
         found.problems += here.problems
         found.others += here.others
         name = unicodedata.normalize("NFC", folder.name)
-        files += [(path.relative_to(root).as_posix(), name) for path in sorted(map(Path, here.paths))]
+        files += [(relative(path, root), name) for path in sorted(map(Path, here.paths))]
     return files
 
 

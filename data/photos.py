@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.dataset import HashingData
 from data.sources import FileImages, broken_images
-from data.tree import images_below
+from data.tree import images_below, relative
 from utils.errors import UserError, many, some
 from utils.files import read_json, write_json
 from utils.machine import cores
@@ -101,8 +101,7 @@ def _kept_sample(root: Path, file: Path) -> list[str]:
 def pictures_below(root: Path) -> tuple[list[str], list[str]]:
     """(paths of all pictures below ``root``, relative to it, sorted; notes of what is passed over)."""
     found = images_below([root])
-    top = os.path.abspath(root)
-    return sorted(os.path.relpath(path, top).replace(os.sep, "/") for path in found.paths), found.notes()
+    return sorted(relative(path, root) for path in found.paths), found.notes()
 
 
 def _sample(root: Path, names: list[str], size: int, seed: int, cache_dir: Path | None) -> tuple[list[str], list[str]]:

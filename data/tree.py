@@ -70,6 +70,11 @@ def holds_image(path: str) -> bool:
         return format_of(file.read(HEAD)) is not None
 
 
+def relative(path: str | Path, root: str | Path) -> str:
+    """``path`` below ``root``, with "/" between, whichever of them is written how."""
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
 def time_of(state: os.stat_result) -> int:
     """A file's time in nanoseconds, as far as a database can hold it."""
     return max(-MOST_NS, min(state.st_mtime_ns, MOST_NS))

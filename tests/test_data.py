@@ -1,9 +1,11 @@
 """Splits, image files of every kind, transforms and views."""
 
 import copy
+import os
 import threading
 import time
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from data import cifar10, digits, folder, shards, transforms
+from data import cifar10, digits, folder, photos, shards, transforms
 from data.sources import FileImages, decode
 from data.views import Bank, BankedViews, FreshViews, Share, eval_batches, view_batches
 from scripts.make_copies import EDITS
@@ -94,6 +96,17 @@ def test_copies_ask_for_their_originals(tmp_path, photo, cli):
     ):
         code, _ = cli("scripts.make_copies", *words, "--out", tmp_path / ("c" if more else "a"), *more)
         assert said in code
+
+
+@pytest.mark.parametrize("given", ["mine", "./mine/", "../here/mine", "link", None])
+def test_a_folder_may_be_named_from_here(tmp_path, photo, monkeypatch, given):
+    (tmp_path / "here").mkdir()
+    make_folder(tmp_path / "here/mine", photo)
+    os.symlink("mine", tmp_path / "here/link")
+    monkeypatch.chdir(tmp_path / "here")
+    data = folder.load(given or tmp_path / "here/mine")
+    assert data.source.names[0] == "database/cat/0.jpg" and len(data.source[0]) == 3
+    assert photos.pictures_below(Path(given or tmp_path / "here/mine"))[0] == data.source.names
 
 
 def test_folder_with_its_own_split(tmp_path, photo):
