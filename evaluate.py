@@ -39,7 +39,8 @@ DEFINITION = (
     "min(k, R) or R (total); ties stable in database order, or expected over random orders; relevant = at least one "
     "label shared"
 )
-RUN_FILES = {"args", "environment", "log", "summary", "clusters", "train_codes", "cluster_numbers", "redundancy"}
+RUN_FILES = {"args", "defaults", "environment", "log", "summary", "clusters", "sample", "train_codes"}
+RUN_FILES |= {"cluster_numbers", "redundancy"}
 SUMMARY = ("k", "map", "map_all", "precision_at", "precision_radius_2", "ndcg")  # of a report, in the last line printed
 
 

@@ -369,6 +369,8 @@ def main() -> None:
                 after = in_half(after) if args.precision == "float16" else in_bytes(after, calibration)
                 model = joined(before, after, args.logits)
                 reduced = original.write(folder, model, args.precision)
+            except (UserError, OSError):
+                raise
             except Exception as error:  # ONNX Runtime's have no common parent
                 why = f"{backbone.name} can't be exported in {args.precision} ({first_line(error)})"
                 raise UserError(f"{why}; use --precision float32") from None

@@ -25,7 +25,8 @@ ROWS_NEEDED = "0/1 rows are needed, one column a class: of 4 classes number 2 is
 
 @dataclass(frozen=True)
 class ImageList:
-    """Paths as written (less a known prefix) and labels uint8 [n, L] of 0/1."""
+    """Paths as written (less a known prefix) and labels uint8 [n, L] of 0/1; ``classes`` is empty in a format without
+    names of its columns, until the lists are ``aligned``."""
 
     file: Path
     names: list[str]
@@ -107,7 +108,7 @@ def _read_rows(file: Path, n_labels: int | None) -> tuple[list[str], np.ndarray,
         rows.append(_labels_of(file, number, words, width))
         names.append(name)
     labels = _matrix(rows, len(rows[0]))
-    return names, labels, [str(i) for i in range(labels.shape[1])]
+    return names, labels, []
 
 
 def _read_two_files(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
@@ -124,7 +125,7 @@ def _read_two_files(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
     if width < 1:
         raise UserError(f"{partner}:1: no labels")
     rows = [_labels_of(partner, number, line.split(), width) for number, line in enumerate(label_lines, 1)]
-    return [n.strip() for n in names], _matrix(rows, width), [str(i) for i in range(width)]
+    return [n.strip() for n in names], _matrix(rows, width), []
 
 
 def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
@@ -157,7 +158,7 @@ def _read_table(file: Path) -> tuple[list[str], np.ndarray, list[str]]:
         if not width:
             raise UserError(f"{file}:{1 + header}: no labels; {ROWS_NEEDED}")
         rows = [_labels_of(file, i + header, words, width) for i, words in enumerate(cells, 1)]
-        return table["path"].tolist(), _matrix(rows, width), [str(i) for i in range(width)]
+        return table["path"].tolist(), _matrix(rows, width), []
     columns = [c for c in table.columns if c != "path"]
     if not columns:
         raise UserError(f"{file}: no labels: a column 'labels', or one 0/1 column a label")
@@ -201,14 +202,14 @@ def few(problems: list[str]) -> str:
 
 
 def aligned(parts: dict[str, ImageList]) -> dict[str, ImageList]:
-    """Label columns of all parts in the order of the first list that names them; numbers are places, not names.
+    """Label columns of all parts in the order of the first list that names them; without names they stay as they are.
 
     Raises:
         UserError: two lists name different labels.
     """
     parts, first = dict(parts), None
     for part, one in parts.items():
-        if one.classes == [str(i) for i in range(len(one.classes))]:
+        if not one.classes:
             continue
         first = first or one
         if odd := sorted(set(one.classes) ^ set(first.classes)):
@@ -218,6 +219,8 @@ def aligned(parts: dict[str, ImageList]) -> dict[str, ImageList]:
             )
         order = [one.classes.index(name) for name in first.classes]
         parts[part] = replace(one, labels=one.labels[:, order], classes=first.classes)
+    for part, one in parts.items():
+        parts[part] = replace(one, classes=first.classes if first else [str(i) for i in range(one.labels.shape[1])])
     return parts
 
 

@@ -181,7 +181,10 @@ def table_of(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     methods = sorted(rows["method"].unique(), key=order)
     means = {(name, *c): stats[c[2], "mean"].get((name, *c[:2]), float("nan")) for name in methods for c in columns}
     best = {
-        c: max((means[n, *c] for n in methods if n != "teacher" and means[n, *c] == means[n, *c]), default=None)
+        c: max(
+            (means[n, *c] for n in methods if not n.startswith("teacher") and means[n, *c] == means[n, *c]),
+            default=None,
+        )
         for c in columns
     }
     lines = []
@@ -190,7 +193,7 @@ def table_of(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
         for b, s, m in columns:
             mean, std = means[name, b, s, m], stats[m, "std"].get((name, b, s), float("nan"))
             text = "–" if mean != mean else f"{mean:.4f}" + ("" if std != std else f" ± {std:.4f}")
-            line.append(f"**{text}**" if name != "teacher" and mean == best[b, s, m] else text)
+            line.append(f"**{text}**" if not name.startswith("teacher") and mean == best[b, s, m] else text)
         lines.append([*line, str(int(stats.loc[name][metrics[0], "count"].max()))])
     return pd.DataFrame(lines, columns=header)
 

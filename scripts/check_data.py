@@ -99,7 +99,7 @@ def main() -> None:
         parts, problems = check_lists(parts, args)
         counts, labels = {p: len(one) for p, one in parts.items()}, {p: one.labels for p, one in parts.items()}
         classes = next(iter(parts.values())).classes
-        if not args.no_images:
+        if not args.no_images and (args.data_dir or args.dataset in PROTOCOLS):  # else lists by themselves
             root = root_of(args)
             missing = missing_files(root, list(parts.values()))
             there = sorted({name for one in parts.values() for name in one.names if (root / name).is_file()})

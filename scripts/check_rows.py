@@ -17,7 +17,7 @@ def read(folder: Path) -> pd.DataFrame:
     """The rows by code length, setting, seed and cell: the name of a student's run folder, or "teacher"."""
     try:
         rows = pd.read_csv(folder / "rows.csv")
-        alone = rows["method"] == "teacher"
+        alone = rows["method"].str.startswith("teacher")
         return rows.assign(cell=rows["run"].map(lambda run: Path(run).name).mask(alone, "teacher")).set_index(KEY)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder / 'rows.csv'}: not what scripts.report writes ({error})") from None

@@ -17,14 +17,11 @@ from utils.files import write_csv
 from utils.options import Parser, one_of, real, whole
 
 
-def elbow_and_silhouette(codes: np.ndarray, numbers: list[int], seed: int = 0) -> list[dict]:
-    """For each number of clusters: k-means inertia and mean silhouette over the codes (Euclidean)."""
-    rows = []
-    for k in numbers:
-        labels, centroids = cluster_codes(codes, k, seed)
-        inertia = float(((codes - centroids[labels]) ** 2).sum())
-        rows.append({"clusters": k, "inertia": inertia, "silhouette": float(silhouette_score(codes, labels))})
-    return rows
+def elbow_and_silhouette(codes: np.ndarray, k: int, seed: int = 0) -> dict:
+    """Of k clusters: k-means inertia and mean silhouette over the codes (Euclidean)."""
+    labels, centroids = cluster_codes(codes, k, seed)
+    inertia = float(((codes - centroids[labels]) ** 2).sum())
+    return {"clusters": k, "inertia": inertia, "silhouette": float(silhouette_score(codes, labels))}
 
 
 def main() -> None:
@@ -51,11 +48,11 @@ def main() -> None:
     print("cluster  images  bits kept")
     for c, size in enumerate(np.bincount(labels, minlength=args.clusters)):
         print(f"{c:7}  {size:6}  {masks[c].sum():4} of {masks.shape[1]} ({masks[c].mean():.0%})")
-    if not any(k < len(codes) for k in args.numbers):
-        raise UserError(f"--numbers: of {len(codes)} training images at most {len(codes) - 1} clusters can be tried")
-    rows = []
-    for k in tqdm([k for k in args.numbers if 1 < k < len(codes)], "cluster numbers"):
-        rows += elbow_and_silhouette(codes, [k], args.seed)
+    most = min(len(np.unique(codes, axis=0)), len(codes) - 1)
+    numbers = [k for k in args.numbers if k <= most]
+    if not numbers:
+        raise UserError(f"--numbers: of {len(codes)} training images' codes at most {most} clusters can be tried")
+    rows = [elbow_and_silhouette(codes, k, args.seed) for k in tqdm(numbers, "cluster numbers")]
     write_csv(args.teacher / "cluster_numbers.csv", rows)
     draw_cluster_numbers(rows, args.teacher / "cluster_numbers.png")
     best = max(rows, key=lambda r: r["silhouette"])

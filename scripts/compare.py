@@ -257,7 +257,7 @@ def student_jobs(args: argparse.Namespace, common: list, cells: list[Cell]) -> l
         options = ["--teacher", c.teacher, "--student", args.student, "--epochs", args.epochs, "--seed", c.seed]
         options += ["--run-dir", c.folder, "--resume", *args.student_flags.split(), "--method", *c.method.split()]
         commands = [["distill.py", *common, *options], ["evaluate.py", "--run", c.folder, "--pictures", 0]]
-        jobs.append(Job(c.folder.with_suffix(".log"), commands, c.features, c.method.split()[0] in SLOW))
+        jobs.append(Job(c.folder.with_name(f"{c.folder.name}.log"), commands, c.features, c.method.split()[0] in SLOW))
     return jobs
 
 
@@ -358,8 +358,13 @@ def main() -> None:
         out, rows = Path("results") / args.name, read_rows(done)
         named = [str(c.folder / "test.json") for c in cells if c.method == args.against]
         ours = (rows["base"] != "teacher") & rows["file"].isin(named)  # a teacher's row is read from a student's file
-        against = next(iter(rows.loc[ours, "method"]), None)  # as the tables call it
-        print(f"\n{write_report(rows, out, against, args.primary)}\n\n{len(done)} of {len(cells)} cells; wrote {out}/")
+        against = next(iter(rows.loc[ours, "method"]), args.against)  # as the tables call it
+        try:
+            text = write_report(rows, out, against, args.primary)
+            print(f"\n{text}\n\n{len(done)} of {len(cells)} cells; wrote {out}/")
+        except UserError:
+            if not runner.failed:  # else that is why rows are missing
+                raise
     if runner.failed:
         raise UserError(
             f"{len(runner.failed)} runs failed, see {', '.join(map(str, runner.failed[:5]))}; mend the cause and "

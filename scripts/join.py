@@ -82,7 +82,7 @@ def read_runs(folders: list[Path], runs: set[str]) -> dict[str, dict]:
 def join(folders: list[Path], out: Path, against: str | None = None, primary: Collection[str] = ()) -> str:
     """Everything into ``out``; returns the tables as text."""
     rows = read_rows(folders)
-    runs = read_runs(folders, set(rows["run"]))
+    runs = read_runs(folders, {str(Path(file).parent) for file in rows["file"]})
     logs = []
     for folder in folders:
         try:

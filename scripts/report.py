@@ -61,7 +61,7 @@ def precision_recall(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, np.nda
         curves = []
         for file in runs["file"]:
             result = read_json(file)
-            curves.append(result["teacher" if name == "teacher" else setting]["precision_recall"])
+            curves.append(result["teacher" if name.startswith("teacher") else setting]["precision_recall"])
         means = {key: np.mean([c[key] for c in curves], axis=0) for key in ("precision", "recall", "answered")}
         by_setting.setdefault(setting, {})[name] = means
     return by_setting
@@ -117,7 +117,7 @@ def write_tables(
         texts.append(text_of(table, metrics, several_data, compared[-1]))
         tex.append(f"% {title_of(table, several_data)}\n{latex(table_of(table, metrics))}")
         methods = sorted(table["method"].unique(), key=order)
-        students = [name for name in methods if name != "teacher"]
+        students = [name for name in methods if not name.startswith("teacher")]
         if students and len(methods) > 1:
             figures.draw_paired(table, methods, reference(students, against) or students[0], out / f"map{ending}.png")
         if table["bits"].nunique() > 1:

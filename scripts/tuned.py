@@ -22,6 +22,7 @@ def read_settings(folders: list[Path]) -> pd.DataFrame:
         UserError: a folder is not what scripts.report wrote, or has other methods, weights or seeds than the first.
     """
     rows = pd.concat([read_rows([folder]) for folder in folders], ignore_index=True)
+    rows["run"] = [str(Path(file).parent) for file in rows["file"]]
     runs = read_runs(folders, set(rows["run"]))
     students = on_validation(rows, {run: line["best"] for run, line in runs.items()})
     found = students[students["setting"] == "sshp"]
@@ -29,6 +30,8 @@ def read_settings(folders: list[Path]) -> pd.DataFrame:
         name=found["method"].str.replace(r" kd-weight=\S+", "", regex=True),
         weight=[float(runs[run]["arguments"]["kd_weight"]) for run in found["run"]],
     )
+    if found["bits"].nunique() > 1:
+        found["name"] += found["bits"].map(" {} bits".format)
     by_seed = found.pivot(index=["name", "weight"], columns=["dataset", "seed"], values="map")
     if by_seed.isna().any(axis=None):
         name, weight = by_seed.index[by_seed.isna().any(axis=1)][0]
@@ -56,7 +59,7 @@ def tuning_table(settings: pd.DataFrame) -> pd.DataFrame:
                 "method": one["name"],
                 "weight: mean": ", ".join(cells),
                 **each,
-                "best": "–" if one["name"] == "none" else f"{one['weight']:g}",
+                "best": "–" if one["name"].split()[0] == "none" else f"{one['weight']:g}",
             }
         )
     return pd.DataFrame(lines)

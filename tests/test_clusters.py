@@ -84,7 +84,7 @@ def test_elbow_falls_and_silhouette_peaks_at_the_true_number():
     draw = np.random.RandomState(0)
     centres = np.sign(draw.randn(4, 32))
     codes = centres[np.repeat(np.arange(4), 30)] * np.where(draw.rand(120, 32) < 0.03, -1, 1)
-    rows = elbow_and_silhouette(codes, [2, 3, 4, 5, 6])
+    rows = [elbow_and_silhouette(codes, k) for k in (2, 3, 4, 5, 6)]
     assert all(a["inertia"] > b["inertia"] for a, b in pairwise(rows))
     assert max(rows, key=lambda r: r["silhouette"])["clusters"] == 4
 

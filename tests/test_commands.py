@@ -80,7 +80,7 @@ def test_a_student_takes_data_and_features_from_its_teacher(cli, teacher, tmp_pa
 def test_the_teacher_alone_and_the_cluster_number(cli, teacher):
     code, out = cli("evaluate.py", "--run", teacher, "--pictures", 0)
     assert code == 0 and last_json(out)["method"] == "teacher" and "sshp" not in last_json(out)
-    code, out = cli("scripts.clusters", "--teacher", teacher, "--numbers", 2, 4, "--clusters", 4)
+    code, out = cli("scripts.clusters", "--teacher", teacher, "--numbers", 2, 4, 89, "--clusters", 4)
     assert code == 0 and "bits kept" in out and "<- highest" in out
     assert (teacher / "cluster_numbers.png").stat().st_size > 100
 

@@ -359,10 +359,10 @@ def test_two_lists_of_one_part_are_refused(tmp_path):
         find_list(tmp_path, "train")
 
 
-def csv_lists(root, photo, test="path,sky,sea"):
+def csv_lists(root, photo, test="path,sky,sea", train="path,sky,sea"):
     for i in range(8):
         photo(root / f"{i}.png", seed=i, size=(4, 4))
-    write(root / "train.csv", "path,sky,sea\n" + "".join(f"{i}.png,{i % 2},1\n" for i in range(4)))
+    write(root / "train.csv", train + "\n" + "".join(f"{i}.png,{i % 2},1\n" for i in range(4)))
     write(root / "test.csv", test + "\n" + "".join(f"{i}.png,1,0\n" for i in range(4, 8)))
     return root
 
@@ -370,6 +370,8 @@ def csv_lists(root, photo, test="path,sky,sea"):
 def test_label_columns_are_matched_by_name(tmp_path, photo):
     data = from_lists.load(LISTS, csv_lists(tmp_path, photo, test="path,sea,sky"))
     assert data.classes == ["sky", "sea"] and data.labels[data.test].tolist() == [[0, 1], [0, 1]]
+    data = from_lists.load(LISTS, csv_lists(tmp_path, photo, test="path,1,0", train="path,0,1"))  # numbers are names
+    assert data.classes == ["0", "1"] and data.labels[data.test].tolist() == [[0, 1], [0, 1]]
     with pytest.raises(UserError, match=r"test\.csv: its label columns are not those of .*train\.csv.*lake, sea"):
         from_lists.load(LISTS, csv_lists(tmp_path, photo, test="path,sky,lake"))
 

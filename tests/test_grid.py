@@ -85,6 +85,8 @@ def test_a_killed_grid_goes_on_and_says_what_failed(local):
     assert "brcd --margin 7: --margin: '7' is not a number from 0 to 1" in code
     code, said = grid.finish("brcd --clusters 61")
     assert "1 runs failed" in code and "3 of 4 cells" in said
+    code, said = grid.finish("brcd --clusters 61", "--primary", "sshp:brcd clusters=61")
+    assert "1 runs failed" in code and "brcd_clusters_61.log" in code  # not that a claim has no row
 
 
 def test_a_grid_tests_against_the_method_that_is_named(local):

@@ -201,8 +201,10 @@ def test_the_check_finds_what_training_would_refuse(tmp_path, photo, cli):
     for words in ("3 problems", "database.txt:41", "test.txt:5: im/004.jpg", "003.jpg: not a readable image"):
         assert words in f"{said}{code}"
     lists = ["--train", root / "train.txt", "--test", root / "test.txt"]
-    code, said = cli("scripts.check_data", *lists, "--no-images")
+    code, said = cli("scripts.check_data", *lists)
     assert code == 0 and "no problem found" in said
+    code, _ = cli("scripts.check_data", *lists, "--data-dir", root)
+    assert "test.txt:5: im/004.jpg is not there" in code
     assert "no problem" in cli("scripts.check_data", "--dataset", "digits")[1]
 
 

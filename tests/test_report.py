@@ -22,7 +22,7 @@ from losses.methods import METHODS
 from models.trained import Trained
 from retrieval.significance import holm, paired_t, significance, verdict
 from retrieval.tables import label, latex, markdown, order, read_rows, swept, table_of
-from scripts.compare import Cell, slug
+from scripts.compare import Cell, slug, student_jobs
 from scripts.report import precision_recall, write_report
 from utils.errors import UserError
 from utils.figures import draw_differences
@@ -290,7 +290,30 @@ def test_significance_pairs_seeds_and_the_verdict_follows_from_it(tmp_path):
     assert "can be tested" in verdict(alone)
 
 
+def test_teachers_of_other_options_are_no_students(cli, tmp_path):
+    files = []
+    for epochs, value in ((50, 0.9), (80, 0.8)):
+        file = result(tmp_path, f"brcd alpha={epochs / 100}", value=0.3)
+        content = json.loads(file.read_text()) | {"teacher_options": {"epochs": epochs}}
+        content["teacher"] = content["teacher"] | {"map": {"stable/retrieved": value}}
+        file.write_text(json.dumps(content))
+        files.append(file)
+    rows = read_rows(files)
+    assert set(rows[rows["base"] == "teacher"]["method"]) == {"teacher teacher-epochs=50", "teacher teacher-epochs=80"}
+    text = markdown(table_of(rows, ["map"]))
+    assert "**0.3000**" in text and "**0.9000**" not in text
+    for file in files:  # evaluated alone
+        content = json.loads(file.read_text())
+        del content["sshp"], content["ashp"]
+        file.write_text(json.dumps(content))
+    assert cli("scripts.report", *files, "--out", tmp_path / "alone")[0] == 0
+
+
 def test_cells_have_names_of_their_own(tmp_path):
+    args = argparse.Namespace(student="small", epochs=1, student_flags="")
+    (tmp_path / "summary.json").touch()
+    cells = [Cell(m, 16, 0, tmp_path, tmp_path / slug(m)) for m in ("brcd --margin 0.1", "brcd --margin 0.3")]
+    assert [job.log.name for job in student_jobs(args, [], cells)] == ["brcd_margin_0.1.log", "brcd_margin_0.3.log"]
     assert slug("brcd --no-mask --alpha 0.5") == "brcd_no-mask_alpha_0.5"
     plain, turned = (Cell(m, 16, 0, tmp_path, tmp_path).features for m in ("brcd --alpha 0.5", "sskd"))
     other = Cell("none --bn recalibrate", 16, 0, tmp_path, tmp_path).features
@@ -470,7 +493,7 @@ def test_what_is_no_part_of_a_table_is_not_joined(cli, tmp_path, spoil, words):
 
 def test_a_row_without_its_run_is_not_joined(cli, tmp_path):
     write_report(read_rows([result(tmp_path)]), tmp_path / "a")
-    assert "no runs.jsonl holds r" in cli("scripts.join", tmp_path / "a", "--out", tmp_path / "out")[0]
+    assert "no runs.jsonl holds" in cli("scripts.join", tmp_path / "a", "--out", tmp_path / "out")[0]
 
 
 def test_the_best_weight_is_that_of_the_validation_queries_over_all_data_sets(cli, tmp_path):
@@ -491,6 +514,14 @@ def test_the_best_weight_is_that_of_the_validation_queries_over_all_data_sets(cl
     assert code == 0
     (line,) = [re.split(r" *\| *", line)[1:-1] for line in out.splitlines() if line.startswith("| rkd")]
     assert line == ["rkd", "0.3: 0.3550, **1: 0.5750**, 3: 0.3850", "0.5950", "0.5550", "1"]
+    (tmp_path / "longer").mkdir()
+    longer = [recorded(result(tmp_path / "longer", "rkd", seed, 32)) for seed in range(2)]
+    for file in longer:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": name}))
+        (file.parent / "args.yaml").write_text("kd_weight: 1\n")
+    write_report(read_rows([*files, *longer]), tmp_path / "both")
+    code, out = cli("scripts.tuned", tmp_path / "both")
+    assert code == 0 and "| rkd 16 bits " in out and "| rkd 32 bits " in out, (code, out)
     alone = cli("scripts.tuned", tmp_path / "b")[1]
     assert "**3: 0.5650**" in alone
     rows = pd.read_csv(tmp_path / "b" / "rows.csv")

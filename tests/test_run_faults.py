@@ -169,7 +169,10 @@ def test_distilling_from_an_unfinished_teacher_is_refused(cli, runs, tmp_path):
     assert "student: a student's run, not a teacher's" in code
 
 
-@pytest.mark.parametrize("name", ["log", "args", "clusters", "environment", "summary", "train_codes"])
+OWN_FILES = ["log", "args", "clusters", "defaults", "environment", "sample", "summary", "train_codes"]
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
 def test_a_result_never_replaces_a_run_s_own_files(cli, runs, name):
     before = {p.name: p.read_bytes() for p in (runs / "student").iterdir() if p.is_file()}
     code, _ = cli("evaluate.py", "--run", runs / "student", "--json", runs / "student" / f"{name}.json")

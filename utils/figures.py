@@ -149,7 +149,7 @@ def line_styles(names: list[str]) -> dict[str, dict]:
     styles: dict[str, dict] = {}
     for name in sorted(set(names), key=lambda name: (len(name.split()), name)):  # the plain one first
         of_method = sum(other.split()[0] == name.split()[0] for other in styles)
-        dashes = ("--" if name == "teacher" else "-", ":", "--", "-.")[of_method % 4]
+        dashes = ("--" if name.startswith("teacher") else "-", ":", "--", "-.")[of_method % 4]
         styles[name] = {"color": colour_of(name), "ls": dashes, "lw": 2.2 if name.startswith("brcd") else 1.2}
     return styles
 
@@ -161,7 +161,7 @@ def draw_by_bits(rows: pd.DataFrame, methods: list[str], path: Path) -> None:
         styles, lengths = line_styles(methods), sorted(rows["bits"].unique())
         for ax, setting in zip(axes, ("sshp", "ashp"), strict=True):
             for name in methods:
-                mine = rows[(rows["method"] == name) & ((rows["setting"] == setting) | (name == "teacher"))]
+                mine = rows[(rows["method"] == name) & ((rows["setting"] == setting) | name.startswith("teacher"))]
                 stats = mine.groupby("bits")["map"].agg(["mean", "std"])
                 ax.errorbar(
                     stats.index,
