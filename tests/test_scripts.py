@@ -95,3 +95,24 @@ def test_the_comparison(checkout):
         checkout, "compare.sh", "none", "rkd", "brcd --clusters 3", FLAGS=flags, BITS="8", VIEWS="2", TEACHER=TEACHER
     )
     assert "3 of 3 cells" in said and (checkout / "results" / "compare_digits" / "table.md").exists()
+
+
+def test_the_readme_s_commands_for_one_s_own_images(checkout, photo, python):
+    """As they stand there, but for the folders' names, which are relative as people's are."""
+    own = (ROOT / "README.md").read_text().split("\n## Your own images\n")[1].split("```sh\n")[1].split("```")[0]
+    for name, first in (("pictures", 0), ("others", 500)):
+        for c, kind in enumerate(("cat", "dog")):
+            for i in range(14):
+                part = "query" if i < 4 else "database"
+                photo(checkout / name / part / kind / f"{i}.jpg", seed=first + 100 * c + i)
+    (checkout / "bin").mkdir()
+    (checkout / "bin" / "python").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+    (checkout / "bin" / "python").chmod(0o755)
+    env = {**os.environ, "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    script = "set -e\n" + own.replace("ROOT", "pictures").replace("OTHER", "others")
+    done = subprocess.run(["sh", "-c", script], cwd=checkout, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert script.count("python ") == done.stdout.count("no problem found") + 6
+    assert json.loads((checkout / "other.json").read_text())["dataset"] == "folder others"
+    assert {"runs", "codes", "student", "other.json"} <= {entry.name for entry in checkout.iterdir()}
+    assert (checkout / "student" / "model.onnx").stat().st_size > 1e7
