@@ -9,7 +9,6 @@ Prints a table, then one JSON object as its last line.
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,33 +90,33 @@ def could_be(value: object, default: object) -> bool:
     return isinstance(value, str) if isinstance(default, str) else isinstance(value, int | float | str | None)
 
 
-@dataclass(frozen=True)
-class Search:
-    """One search setting: the codes that ask and those that are searched, [q, b] and [n, b]."""
-
-    queries: torch.Tensor
-    database: torch.Tensor
+Pair = tuple[torch.Tensor, torch.Tensor]  # the codes that ask and those that are searched, [q, b] and [n, b]
 
 
-def searches(hashers: list[Hasher], queries: np.ndarray, database: np.ndarray, train: np.ndarray) -> dict[str, Search]:
+def searches(hashers: list[Hasher], queries: np.ndarray, database: np.ndarray, train: np.ndarray) -> dict[str, Pair]:
     """By setting; ``hashers``: the student's and its teacher's, or the teacher's alone.
 
     "matched": as ASHP, by the bits of SSHP, which were permuted and turned to be most like the teacher's on the
     training images.
     """
     teacher, *student = reversed(hashers)
-    taught = Search(teacher.codes("map", queries), teacher.codes("map", database))
+    taught = teacher.codes("map", queries), teacher.codes("map", database)
     if not student:
         return {"teacher": taught}
     codes = student[0].codes
     order, sign = match_bits(codes("sshp", train), teacher.codes("map", train))
-    own = Search(codes("sshp", queries), codes("sshp", database))
+    own = codes("sshp", queries), codes("sshp", database)
     return {
         "sshp": own,
-        "ashp": Search(codes("ashp", queries), taught.database),
-        "matched": Search(own.queries[:, order] * torch.from_numpy(sign), taught.database),
+        "ashp": (codes("ashp", queries), taught[1]),
+        "matched": (own[0][:, order] * torch.from_numpy(sign), taught[1]),
         "teacher": taught,
     }
+
+
+def rows_of(images: HashingData, queries: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the images that ask, and of those that are searched."""
+    return getattr(images, queries), images.database if queries == "test" else images.val_database
 
 
 def describe(args: argparse.Namespace, run: Trained, hashers: list[Hasher], images: HashingData) -> dict:
@@ -125,14 +124,15 @@ def describe(args: argparse.Namespace, run: Trained, hashers: list[Hasher], imag
     teacher = run.teacher or run
     trained, taught = read_environment(run.folder), read_environment(teacher.folder)
     # Names rows of their own: runs that learnt from different images are never averaged.
+    queries, database = rows_of(images, args.queries)
     elsewhere = {} if run.facts["data"] == images.fingerprint else {"trained_on": run.facts["data"][:12]}
     return {
         "run": str(args.run),
         "dataset": images.title,
         "data": images.fingerprint,
         "queries": args.queries,
-        "n_queries": len(asked(args, images)),
-        "n_database": len(searched(args, images)),
+        "n_queries": len(queries),
+        "n_database": len(database),
         "method": run.args["method"] if run.teacher else "teacher",
         "options": elsewhere | named_options(run) if run.teacher else {},
         "seed": run.args["seed"],
@@ -159,14 +159,6 @@ def describe(args: argparse.Namespace, run: Trained, hashers: list[Hasher], imag
     }
 
 
-def asked(args: argparse.Namespace, images: HashingData) -> np.ndarray:
-    return getattr(images, args.queries)
-
-
-def searched(args: argparse.Namespace, images: HashingData) -> np.ndarray:
-    return images.database if args.queries == "test" else images.val_database
-
-
 def table(reports: dict[str, dict]) -> str:
     k = next(iter(reports.values()))["k"]
     lines = [f"{'setting':9} {f'mAP@{k}':>9} {'expected':>9} {'mAP@all':>9} {'P@100':>9} {'P(r<=2)':>9} {'NDCG':>9}"]
@@ -183,7 +175,7 @@ def retrieved_rows(
     args: argparse.Namespace, images: HashingData, report: dict, labels: tuple[np.ndarray, np.ndarray]
 ) -> list[tuple]:
     """Some queries, evenly spread, each with its first ten and whether they are relevant; see ``draw_retrieved``."""
-    queries, database = asked(args, images), searched(args, images)
+    queries, database = rows_of(images, args.queries)
 
     def picture(index: int) -> np.ndarray:
         return eval_transform(images.source[index], THUMBNAIL, images.crop).permute(1, 2, 0).numpy()
@@ -196,12 +188,9 @@ def retrieved_rows(
     return rows
 
 
-def dump_codes(args: argparse.Namespace, pairs: dict[str, Search], images: HashingData) -> None:
-    for name, search in pairs.items():
-        for part, codes, rows in (
-            ("query", search.queries, asked(args, images)),
-            ("database", search.database, searched(args, images)),
-        ):
+def dump_codes(args: argparse.Namespace, pairs: dict[str, Pair], images: HashingData) -> None:
+    for name, pair in pairs.items():
+        for part, codes, rows in zip(("query", "database"), pair, rows_of(images, args.queries), strict=True):
             with written_aside(args.dump_codes / f"{name}_{part}.npz") as file:
                 np.savez_compressed(
                     file,
@@ -262,12 +251,10 @@ def main() -> None:
     for one in runs:
         one.check_data(one.facts["data"] if args.dataset else images.fingerprint, EVAL_VERSION)
     hashers = [Hasher(one, options, images) for one in runs]
-    pairs = searches(hashers, asked(args, images), searched(args, images), images.train)
-    labels = relevance(images, asked(args, images), searched(args, images), hashers[-1].features)
-    reports = {
-        name: retrieval_report(search.queries, search.database, *labels, args.k or images.k)
-        for name, search in pairs.items()
-    }
+    queries, database = rows_of(images, args.queries)
+    pairs = searches(hashers, queries, database, images.train)
+    labels = relevance(images, queries, database, hashers[-1].features)
+    reports = {name: retrieval_report(*pair, *labels, args.k or images.k) for name, pair in pairs.items()}
     if not distributed.is_first():
         return
 
@@ -276,7 +263,7 @@ def main() -> None:
         dump_codes(args, pairs, images)
     facts = describe(args, run, hashers, images)
     if run.teacher:
-        facts |= agreement(pairs["ashp"].queries, pairs["teacher"].queries)
+        facts |= agreement(pairs["ashp"][0], pairs["teacher"][0])
     result = write(target, facts, reports)
     print(table(reports))
     if not result["pretrained"]:

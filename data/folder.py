@@ -14,7 +14,6 @@ from utils.errors import UserError, some
 from utils.seeds import seed_of
 
 QUERY_SHARE = 0.2  # of each class, where the folder has no split of its own; half validates, half asks
-NAMED_AT_MOST = 5  # broken files named in one message
 # What people call the parts, in any case. Without validation queries of their own, half of those that ask validate.
 PART_NAMES = {
     **dict.fromkeys(("database", "train"), "database"),
@@ -83,15 +82,14 @@ def _drop_broken(root: Path, files: list[tuple[str, str]], skip: bool) -> tuple[
     broken = broken_images(FileImages(root, [name for name, _ in files]))
     if not broken:
         return files, []
-    first = "; ".join(list(broken.values())[:NAMED_AT_MOST])
-    more = f" and {len(broken) - NAMED_AT_MOST} more" if len(broken) > NAMED_AT_MOST else ""
+    named = some(broken.values(), between="; ")
     if not skip:
         raise UserError(
-            f"{len(broken)} of {len(files)} images are broken: {first}{more}; mend or remove them, "
+            f"{len(broken)} of {len(files)} images are broken: {named}; mend or remove them, "
             "or leave them out with --skip-broken"
         )
     kept = [file for index, file in enumerate(files) if index not in broken]
-    return kept, [f"left out {len(broken)} broken images: {first}{more}"]
+    return kept, [f"left out {len(broken)} broken images: {named}"]
 
 
 def _split_by_seed(classes: np.ndarray, draw: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:

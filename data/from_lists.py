@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import HashingData, leaked
-from data.lists import ImageList, aligned, few, find_list, merge, missing_files, read_list
+from data.lists import ImageList, aligned, find_list, merge, missing_files, read_list
 from data.protocols import Protocol
 from data.sources import FileImages
-from utils.errors import UserError
+from utils.errors import UserError, some
 from utils.seeds import seed_of
 
 
@@ -72,7 +72,7 @@ def load(
     parts = read_parts(protocol, lists_dir or root)
     parts, notes = without_leaks(parts, drop_leaks)
     if absent := missing_files(root, list(parts.values())):
-        raise UserError(f"{few(absent)}; the lists' paths are relative to {root} (--data-dir)")
+        raise UserError(f"{some(absent, between='; ')}; the lists' paths are relative to {root} (--data-dir)")
     return data_of(protocol, root, parts, notes, seed, cache_dir)
 
 

@@ -19,7 +19,6 @@ import pandas as pd
 from utils.errors import UserError, first_line, some
 from utils.files import lines_of
 
-NAMES_AT_MOST = 5
 ROWS_NEEDED = "0/1 rows are needed, one column a class: of 4 classes number 2 is '0 0 1 0'"
 
 
@@ -193,12 +192,6 @@ def missing_files(root: Path, lists: list[ImageList]) -> list[str]:
             if name not in places:
                 places[name] = "" if os.path.isfile(os.path.join(root, name)) else f"{one.file}:{number}"
     return [f"{place}: {name} is not there" for name, place in places.items() if place]
-
-
-def few(problems: list[str]) -> str:
-    """The first of many, and how many more."""
-    more = [f"and {len(problems) - NAMES_AT_MOST} more"] if len(problems) > NAMES_AT_MOST else []
-    return "; ".join([*problems[:NAMES_AT_MOST], *more])
 
 
 def aligned(parts: dict[str, ImageList]) -> dict[str, ImageList]:

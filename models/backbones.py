@@ -69,7 +69,7 @@ def _torchvision(
     name: str, last: str, dim: int, logits: bool = False, tag: str = "IMAGENET1K_V1", licence: str = Backbone.licence
 ) -> Backbone:
     def load() -> dict[str, torch.Tensor]:
-        weights = torchvision.models.get_weight(f"{_weights_class(name)}.{tag}")
+        weights = torchvision.models.get_model_weights(name)[tag]
         try:
             with file_lock(Path(torch.hub.get_dir()) / "checkpoints" / f".{name}.lock"):  # one process downloads
                 return weights.get_state_dict(progress=True, check_hash=True)
@@ -80,10 +80,6 @@ def _torchvision(
             ) from None
 
     return Backbone(lambda: torchvision.models.get_model(name, weights=None), logits, last, dim, load, licence=licence)
-
-
-def _weights_class(name: str) -> str:
-    return torchvision.models.get_model_weights(name).__name__
 
 
 def _lite(size: int, sha256: str) -> Backbone:

@@ -165,27 +165,22 @@ def nearest(query_codes: np.ndarray, database_codes: np.ndarray, k: int) -> np.n
     return np.sort(keys, axis=1)[:, :k] % n
 
 
-def relevant_among(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np.ndarray:
-    """Which retrieved items share a label with their query: bool [q, k] for indices [q, k]."""
-    query, database = label_rows(query_labels, database_labels)
-    query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)  # [., ceil(L/8)]
-    relevant = np.zeros(indices.shape, dtype=bool)
-    for byte in range(query.shape[1]):
-        relevant |= (database[indices, byte] & query[:, byte, None]) != 0
-    return relevant
+def relevant_among(indices: np.ndarray, query: np.ndarray, database: np.ndarray) -> np.ndarray:
+    """Which retrieved items share a label with their query, by 0/1 rows [q, L] and [n, L]: bool [q, k] for indices
+    [q, k]."""
+    return shared_labels(indices, query, database) > 0
 
 
-def shared_labels(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np.ndarray:
+def shared_labels(indices: np.ndarray, query: np.ndarray, database: np.ndarray) -> np.ndarray:
     """How many labels each retrieved item shares with its query: int [q, k] for indices [q, k]."""
-    query, database = label_rows(query_labels, database_labels)
-    query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)
+    query, database = np.packbits(query, axis=1), np.packbits(database, axis=1)  # [., ceil(L/8)]
     count = np.zeros(indices.shape, dtype=np.int16)
     for byte in range(query.shape[1]):
         count += np.bitwise_count(database[indices, byte] & query[:, byte, None])
     return count
 
 
-def ndcg(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np.ndarray:
+def ndcg(indices: np.ndarray, query: np.ndarray, database: np.ndarray) -> np.ndarray:
     """NDCG@k of ranked lists [q, k] with graded relevance (Jarvelin & Kekalainen, TOIS 2002), float [q].
 
     An item that shares g labels gains 2^g - 1, discounted by log2(rank + 1); divided by what the best order of the
@@ -193,8 +188,7 @@ def ndcg(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np
     """
     k = indices.shape[1]
     discount = 1 / np.log2(np.arange(2, k + 2))  # [k]
-    gained = (np.exp2(shared_labels(indices, query_labels, database_labels)) - 1) @ discount
-    query, database = label_rows(query_labels, database_labels)
+    gained = (np.exp2(shared_labels(indices, query, database)) - 1) @ discount
     most = int(query.sum(axis=1).max(initial=0))
     if most == 1:
         counts = query.astype(np.int64) @ database.sum(axis=0, dtype=np.int64)[:, None]  # [q, 1]
@@ -208,9 +202,8 @@ def ndcg(indices: np.ndarray, query_labels: Array, database_labels: Array) -> np
     return np.divide(gained, ideal, out=np.zeros(len(ideal)), where=ideal > 0)
 
 
-def per_label_precision(indices: np.ndarray, query_labels: Array, database_labels: Array) -> list[float | None]:
+def per_label_precision(indices: np.ndarray, query: np.ndarray, database: np.ndarray) -> list[float | None]:
     """For each label: of the k retrieved by queries that have it, the share that has it too; None if no query does."""
-    query, database = label_rows(query_labels, database_labels)
     asked = [np.flatnonzero(query[:, label]) for label in range(query.shape[1])]
     return [float(database[indices[rows], label].mean()) if len(rows) else None for label, rows in enumerate(asked)]
 
@@ -232,25 +225,28 @@ def _divide(gain: np.ndarray, denominators: dict[str, np.ndarray]) -> dict[str, 
     return {name: np.divide(gain, d, out=np.zeros(len(gain)), where=d > 0) for name, d in denominators.items()}
 
 
-@dataclass(frozen=True)
-class Tie:
-    """Items at one distance, in random order: how many, how many of them relevant, and both counts of all before."""
+def tie_gain(
+    total: np.ndarray,
+    relevant: np.ndarray,
+    before: np.ndarray,
+    hits_before: np.ndarray,
+    kept: np.ndarray,
+    harmonic: np.ndarray,
+) -> np.ndarray:
+    """Expected sum of precision * rel over the first ``kept`` ranks of items at one distance, in random order.
 
-    total: np.ndarray
-    relevant: np.ndarray
-    before: np.ndarray
-    hits_before: np.ndarray
-
-    def gain(self, kept: np.ndarray, harmonic: np.ndarray) -> np.ndarray:
-        """Expected sum of precision * rel over the tie's first ``kept`` ranks; harmonic[i] = 1 + 1/2 + ... + 1/i."""
-        zeros = np.zeros_like(self.total)
-        slope = np.divide(self.relevant - 1, self.total - 1, out=zeros.copy(), where=self.total > 1)
-        share = np.divide(self.relevant, self.total, out=zeros, where=self.total > 0)
-        # sum over s=1..kept of (a + (s-1) slope) / (N+s), a = R+1: kept*slope + (a - (N+1) slope) * (H[N+kept] - H[N])
-        start, stop = self.before.astype(np.int64), (self.before + kept).astype(np.int64)
-        last = len(harmonic) - 1
-        span = harmonic[np.minimum(stop, last)] - harmonic[np.minimum(start, last)]
-        return share * (kept * slope + (self.hits_before + 1 - (self.before + 1) * slope) * span)
+    Args:
+        total, relevant: how many they are, and how many of them relevant; before, hits_before: both of all before.
+        harmonic: [i] is 1 + 1/2 + ... + 1/i.
+    """
+    zeros = np.zeros_like(total)
+    slope = np.divide(relevant - 1, total - 1, out=zeros.copy(), where=total > 1)
+    share = np.divide(relevant, total, out=zeros, where=total > 0)
+    # sum over s=1..kept of (a + (s-1) slope) / (N+s), a = R+1: kept*slope + (a - (N+1) slope) * (H[N+kept] - H[N])
+    start, stop = before.astype(np.int64), (before + kept).astype(np.int64)
+    last = len(harmonic) - 1
+    span = harmonic[np.minimum(stop, last)] - harmonic[np.minimum(start, last)]
+    return share * (kept * slope + (hits_before + 1 - (before + 1) * slope) * span)
 
 
 def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
@@ -270,7 +266,7 @@ def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
     before, hits_before = end - total, np.cumsum(relevant, axis=1) - relevant
     kept = np.clip(k - before, 0, total)  # [q, b + 1] how much of each tie is within rank k
 
-    whole = Tie(total, relevant, before, hits_before).gain(kept, harmonic)
+    whole = tie_gain(total, relevant, before, hits_before, kept, harmonic)
     gain = whole.sum(axis=1)
     n_relevant = relevant.sum(axis=1)
     result = _divide(gain, {"min": np.minimum(n_relevant, k), "total": n_relevant})
@@ -284,8 +280,7 @@ def expected_ap(histograms: Histograms, k: int) -> dict[str, np.ndarray]:
     h = np.arange(int(np.minimum(m, r).max(initial=0)) + 1)[None]  # [1, H]
     chance = _hypergeometric(h, t[:, None], r[:, None], m[:, None])  # [q, H]
     wide = np.broadcast_to(m[:, None], chance.shape)
-    kept_part = Tie(wide, h + 0.0 * wide, np.broadcast_to(n0[:, None], chance.shape), r0[:, None])
-    inner = kept_part.gain(wide, harmonic)
+    inner = tie_gain(wide, h + 0.0 * wide, n0[:, None], r0[:, None], wide, harmonic)
     hits = r0[:, None] + h
     ratio = np.divide(base[:, None] + inner, hits, out=np.zeros_like(inner), where=hits > 0)
     result["retrieved"] = (chance * ratio).sum(axis=1)

@@ -11,11 +11,11 @@ import numpy as np
 
 from data.dataset import remarks
 from data.from_lists import data_of, read_parts, without_leaks
-from data.lists import ImageList, aligned, few, merge, missing_files, read_list
+from data.lists import ImageList, aligned, merge, missing_files, read_list
 from data.load import add_data_arguments, load_data
 from data.protocols import PROTOCOLS, Protocol
 from data.sources import FileImages, broken_images
-from utils.errors import UserError, guarded
+from utils.errors import UserError, guarded, some
 from utils.options import Parser, whole
 
 
@@ -113,7 +113,7 @@ def main() -> None:
             broken = list(broken_images(images.source, args.workers).values())
     print(describe(counts, labels, classes))
     if count := len(problems) + len(missing) + len(broken):
-        kinds = [few(kind) for kind in (problems, missing, broken) if kind]
+        kinds = [some(kind, between="; ") for kind in (problems, missing, broken) if kind]
         raise UserError(f"{count} problem{'s' * (count > 1)}: {'; '.join(kinds)}")
     print("no problem found")
 

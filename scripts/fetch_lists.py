@@ -6,13 +6,12 @@
 """
 
 import hashlib
-import tempfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
-from torch.hub import download_url_to_file
 
 from data.lists import ImageList, read_list
 from data.protocols import PROTOCOLS
@@ -20,8 +19,10 @@ from utils.errors import UserError, guarded
 from utils.files import written_aside
 from utils.options import Parser
 
-HASHNET = "https://raw.githubusercontent.com/thuml/HashNet/master/pytorch/data"
-DEEPHASH = "https://raw.githubusercontent.com/swuxyj/DeepHash-pytorch/master/data"
+SOURCES = {
+    "hashnet": "https://raw.githubusercontent.com/thuml/HashNet/master/pytorch/data",
+    "dhp": "https://raw.githubusercontent.com/swuxyj/DeepHash-pytorch/master/data",
+}
 
 
 @dataclass(frozen=True)
@@ -33,57 +34,27 @@ class Published:
     sha256: str
 
 
+def published(source: str, path: str, sha256: str) -> Published:
+    return Published(f"{source}_{path.replace('/', '_')}", f"{SOURCES[source]}/{path}", sha256)
+
+
 LISTS = {
     "coco": (
-        Published(
-            "dhp_coco_train.txt",
-            f"{DEEPHASH}/coco/train.txt",
-            "4708c66fa87bac20c85d470c29422c564b0a6811fc48d32a4714c23212e9500c",
-        ),
-        Published(
-            "dhp_coco_test.txt",
-            f"{DEEPHASH}/coco/test.txt",
-            "3f0e2c49e363bccbf5ed67cf8cd59cce2b04a7238417ba0c3baf876be3be90b7",
-        ),
-        Published(
-            "hashnet_coco_train.txt",
-            f"{HASHNET}/coco/train.txt",
-            "b7bc04035e2217e0bc8533f20a1007203b73ce283d9ef09669c5c6ea707efb3a",
-        ),
-        Published(
-            "hashnet_coco_database.txt",
-            f"{HASHNET}/coco/database.txt",
-            "59dab6cbae3dda3490f978f3feec890e681f8f5f9ff07e2f6ce1b45bc8fad4ea",
-        ),
+        published("dhp", "coco/train.txt", "4708c66fa87bac20c85d470c29422c564b0a6811fc48d32a4714c23212e9500c"),
+        published("dhp", "coco/test.txt", "3f0e2c49e363bccbf5ed67cf8cd59cce2b04a7238417ba0c3baf876be3be90b7"),
+        published("hashnet", "coco/train.txt", "b7bc04035e2217e0bc8533f20a1007203b73ce283d9ef09669c5c6ea707efb3a"),
+        published("hashnet", "coco/database.txt", "59dab6cbae3dda3490f978f3feec890e681f8f5f9ff07e2f6ce1b45bc8fad4ea"),
     ),
     "imagenet100": (
-        Published(
-            "hashnet_imagenet_train.txt",
-            f"{HASHNET}/imagenet/train.txt",
-            "d5dc07dcd2f69df60b6338d349c11c3b2cf6ab7ab982f015ea79b282383bb303",
+        published("hashnet", "imagenet/train.txt", "d5dc07dcd2f69df60b6338d349c11c3b2cf6ab7ab982f015ea79b282383bb303"),
+        published(
+            "hashnet", "imagenet/database.txt", "66c3f56839376cad709ffd2a37f7e4c302bd9f41488308a9c33375d1a8a39c8f"
         ),
-        Published(
-            "hashnet_imagenet_database.txt",
-            f"{HASHNET}/imagenet/database.txt",
-            "66c3f56839376cad709ffd2a37f7e4c302bd9f41488308a9c33375d1a8a39c8f",
-        ),
-        Published(
-            "hashnet_imagenet_test.txt",
-            f"{HASHNET}/imagenet/test.txt",
-            "41f8000eb213fa3c3cce139c39c6ec7498ca217ba34ffb58701e2b339076a565",
-        ),
+        published("hashnet", "imagenet/test.txt", "41f8000eb213fa3c3cce139c39c6ec7498ca217ba34ffb58701e2b339076a565"),
     ),
     "nuswide": (  # no database list is published: write database.txt from your copy of the images
-        Published(
-            "dhp_nuswide_21_train.txt",
-            f"{DEEPHASH}/nuswide_21/train.txt",
-            "c31007d63075cc173cb368f91475e4072a76b312b7dca0d14e88b1cc23586851",
-        ),
-        Published(
-            "dhp_nuswide_21_test.txt",
-            f"{DEEPHASH}/nuswide_21/test.txt",
-            "bbdbc13c08e340068064eb4f9849f33800139816fbe0e0792d5a49953581b41f",
-        ),
+        published("dhp", "nuswide_21/train.txt", "c31007d63075cc173cb368f91475e4072a76b312b7dca0d14e88b1cc23586851"),
+        published("dhp", "nuswide_21/test.txt", "bbdbc13c08e340068064eb4f9849f33800139816fbe0e0792d5a49953581b41f"),
     ),
 }
 
@@ -95,16 +66,14 @@ def fetch(one: Published, by_hand: Path | None) -> bytes:
         UserError: it is not there, cannot be had, or is not the known one.
     """
     if by_hand is None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / one.name
-            try:
-                download_url_to_file(one.url, str(file), progress=False)
-            except (URLError, OSError) as error:
-                raise UserError(
-                    f"{one.url} could not be downloaded ({error}); fetch it on another machine, put it into a folder "
-                    f"as {one.name}, and name that folder with --from"
-                ) from None
-            content = file.read_bytes()
+        try:
+            with urlopen(one.url) as answer:
+                content = answer.read()
+        except (OSError, HTTPException) as error:
+            raise UserError(
+                f"{one.url} could not be downloaded ({error}); fetch it on another machine, put it into a folder "
+                f"as {one.name}, and name that folder with --from"
+            ) from None
     else:
         if not (by_hand / one.name).exists():
             raise UserError(f"{by_hand}: no {one.name} in it; fetch {one.url}")

@@ -47,11 +47,11 @@ def first_line(error: Exception | str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]} …"
 
 
-def some(names: Iterable[object], most: int = 5) -> str:
+def some(names: Iterable[object], most: int = 5, between: str = ", ") -> str:
     """The first of many, and how many more: for messages that stay one readable line."""
     words = list(map(str, names))
     more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
+    return between.join(words[:most]) + more
 
 
 def many(count: int, what: str) -> str:

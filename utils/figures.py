@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.files import written_aside
@@ -47,7 +48,7 @@ def draw_cluster_numbers(rows: list[dict], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_curves(reports: dict[str, dict], path: Path, title: str = "") -> None:
+def draw_curves(reports: dict[str, dict], path: Path, title: str) -> None:
     """Precision@k and precision-recall of several search settings; ``reports`` by setting."""
     with plt.rc_context(PLAIN):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
@@ -67,12 +68,11 @@ def draw_curves(reports: dict[str, dict], path: Path, title: str = "") -> None:
             ylim=(0, 1),
         )
         right.legend(frameon=False)
-        if title:
-            figure.suptitle(title)
+        figure.suptitle(title)
     _save(figure, path)
 
 
-def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]], path: Path, title: str = "") -> None:
+def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]], path: Path, title: str) -> None:
     """Queries at the left, what they retrieved to the right, best first: right ones framed green, wrong ones red.
 
     Args:
@@ -92,8 +92,7 @@ def draw_retrieved(rows: list[tuple[np.ndarray, list[tuple[np.ndarray, bool]]]],
             ax.spines[:].set(visible=True, color=RIGHT if right else WRONG, linewidth=2.5)
     axes[0, 0].set_title("query", fontsize=8)
     axes[0, 1].set_title("nearest first", fontsize=8, loc="left")
-    if title:
-        figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9)
     _save(figure, path)
 
 
@@ -154,6 +153,12 @@ def line_styles(names: list[str]) -> dict[str, dict]:
     return styles
 
 
+def _draw_deviations(ax: Axes, rows: pd.DataFrame, by: str, **style: Any) -> None:
+    """Mean and standard deviation of mAP over the column ``by``."""
+    stats = rows.groupby(by)["map"].agg(["mean", "std"])
+    ax.errorbar(stats.index, stats["mean"], stats["std"].fillna(0), marker="o", ms=3, capsize=2, **style)
+
+
 def draw_by_bits(rows: pd.DataFrame, methods: list[str], path: Path) -> None:
     """mAP over the code length, a line a method, SSHP and ASHP side by side."""
     with plt.rc_context(PLAIN):
@@ -162,17 +167,7 @@ def draw_by_bits(rows: pd.DataFrame, methods: list[str], path: Path) -> None:
         for ax, setting in zip(axes, ("sshp", "ashp"), strict=True):
             for name in methods:
                 mine = rows[(rows["method"] == name) & ((rows["setting"] == setting) | name.startswith("teacher"))]
-                stats = mine.groupby("bits")["map"].agg(["mean", "std"])
-                ax.errorbar(
-                    stats.index,
-                    stats["mean"],
-                    stats["std"].fillna(0),
-                    label=name,
-                    marker="o",
-                    ms=3,
-                    capsize=2,
-                    **styles[name],
-                )
+                _draw_deviations(ax, mine, "bits", label=name, **styles[name])
             ax.set(title=setting.upper(), xlabel="bits", ylabel="mAP@k", xscale="log")
             ax.set_xticks(lengths, lengths)
             ax.minorticks_off()
@@ -204,16 +199,7 @@ def draw_sensitivity(sweeps: dict[str, pd.DataFrame], path: Path) -> None:
         )
         for ax, (name, rows) in zip(axes[0], sweeps.items(), strict=True):
             for setting in ("sshp", "ashp"):
-                stats = rows[rows["setting"] == setting].groupby("value")["map"].agg(["mean", "std"])
-                ax.errorbar(
-                    stats.index,
-                    stats["mean"],
-                    stats["std"].fillna(0),
-                    marker="o",
-                    ms=3,
-                    capsize=2,
-                    label=setting.upper(),
-                )
+                _draw_deviations(ax, rows[rows["setting"] == setting], "value", label=setting.upper())
             ax.set(xlabel=name)
         axes[0, 0].set_ylabel("mAP@k")
         axes[0, 0].legend(frameon=False)
