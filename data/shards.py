@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.content import content_digests, content_fingerprint
+from data.content import content_digests
 from data.dataset import HashingData, one_hot, without_shared_content
 from data.decode import IMAGE_SUFFIXES
-from data.sources import decode
+from data.sources import ImageSource, decode
 from data.tree import ends_here
 from utils.errors import UserError
 from utils.seeds import seed_of
@@ -34,7 +34,7 @@ K = 5000
 CLASS_NUMBER = re.compile("0{0,20}[0-9]{1,5}")  # below 100,000: each is a column of labels
 
 
-class ShardImages:
+class ShardImages(ImageSource):
     """Images inside tar files, read at their offsets.
 
     Args:
@@ -44,8 +44,6 @@ class ShardImages:
         upright: turn each image as its EXIF orientation says.
         cache_dir: where digests are kept; None: nowhere.
     """
-
-    stack = None
 
     def __init__(
         self,
@@ -61,9 +59,6 @@ class ShardImages:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_handles": {}}  # another process opens its own
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def read(self, index: int) -> bytes:
         shard, offset, size = self.places[index].tolist()
@@ -84,11 +79,6 @@ class ShardImages:
         times = np.array([shard.stat().st_mtime_ns for shard in self.shards], dtype=np.int64)
         stats = np.stack([self.places[:, 2], times[self.places[:, 0]]], axis=1)
         return content_digests(self.names, stats, self.read, self.shards[0].parent, self.cache_dir)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of every image's shard, key and content."""
-        return content_fingerprint(self.names, self.digests, self.upright)
 
 
 def key_and_ending(name: str) -> tuple[str, str]:

@@ -3,10 +3,11 @@
 import hashlib
 import io
 import os
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,45 +19,48 @@ from data.decode import pixels_of
 from utils.errors import UserError
 
 
-class ImageSource(Protocol):
+class ImageSource(ABC):
     """Images by their position, uint8 RGB [3, H, W] each.
 
     Attributes:
         names: what each image is called.
         stack: all pixels, uint8 [n, 3, H, W], where they are in memory; else None.
-        digests: uint8 [n, 32], SHA-256 of each image's content: equal for copies, wherever they lie.
-        fingerprint: changes when an image or a name does, not when they move.
+        upright: whether each image is turned as its EXIF orientation says.
     """
 
     names: list[str]
+    stack: torch.Tensor | None = None
+    upright = False
 
-    @property
-    def stack(self) -> torch.Tensor | None: ...
+    def __len__(self) -> int:
+        return len(self.names)
 
-    @property
-    def digests(self) -> np.ndarray: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
+    @abstractmethod
     def __getitem__(self, index: int) -> torch.Tensor: ...
 
+    @abstractmethod
     def encoded(self, index: int) -> tuple[str, bytes]:
         """(ending without its dot, bytes) of an image file."""
-        ...
+
+    @cached_property
+    @abstractmethod
+    def digests(self) -> np.ndarray:
+        """uint8 [n, 32], SHA-256 of each image's content: equal for copies, wherever they lie."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when an image or a name does, not when they move."""
+        return content_fingerprint(self.names, self.digests, self.upright)
 
 
-class ArrayImages:
+class ArrayImages(ImageSource):
     """Images of one size held in memory, such as CIFAR-10: pixels uint8 [n, H, W, 3]."""
+
+    stack: torch.Tensor
 
     def __init__(self, pixels: np.ndarray, names: list[str]):
         self.stack = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # [n, 3, H, W]
         self.names = names
-
-    def __len__(self) -> int:
-        return len(self.stack)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.stack[index]
@@ -76,7 +80,7 @@ class ArrayImages:
         return "png", buffer.getvalue()
 
 
-class FileImages:
+class FileImages(ImageSource):
     """Image files below ``root``; decoded when asked for.
 
     Args:
@@ -85,15 +89,10 @@ class FileImages:
         cache_dir: where digests are kept, so that a file is read for its digest once; None: nowhere.
     """
 
-    stack = None
-
     def __init__(self, root: Path, names: list[str], upright: bool = False, cache_dir: Path | None = None):
         self.root = Path(root)
         self.names = names
         self.upright, self.cache_dir = upright, cache_dir
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return decode(self.root / self.names[index], upright=self.upright)
@@ -107,11 +106,6 @@ class FileImages:
         paths = [os.path.join(self.root, name) for name in self.names]  # Path's own joining takes ten times as long
         stats = np.array([(s.st_size, s.st_mtime_ns) for s in map(os.stat, paths)], dtype=np.int64).reshape(-1, 2)
         return content_digests(self.names, stats, lambda i: Path(paths[i]).read_bytes(), self.root, self.cache_dir)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of every file's name and content."""
-        return content_fingerprint(self.names, self.digests, self.upright)
 
 
 def decode(file: Path | BinaryIO, name: str | None = None, upright: bool = False) -> torch.Tensor:

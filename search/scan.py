@@ -46,7 +46,7 @@ def nearest(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarr
 
 def _batched(queries: np.ndarray, database: np.ndarray, k: int, group: int) -> tuple[np.ndarray, np.ndarray]:
     """By all threads, a group of queries each: several times as fast as faiss, which counts every code's distance."""
-    from retrieval.compiled import scan
+    from search.compiled import scan
 
     q, bits = len(queries), 8 * database.shape[1]
     threads = cores()
