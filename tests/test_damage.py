@@ -93,7 +93,7 @@ def read_image(file: Path) -> torch.Tensor:
 
 def read_list(file: Path) -> dict:
     one = lists.read_list(file.with_name(file.name.replace("label_onehot", "img")))
-    assert one.labels.dtype == np.uint8 and one.labels.shape == (len(one), len(one.classes)) and one.labels.size
+    assert one.labels.dtype == np.uint8 and one.labels.shape[1] == len(one.classes or one.labels[0]) and one.labels.size
     assert len({*one.names} - {"", "."}) == len(one) and set(np.unique(one.labels)) <= {0, 1}
     return vars(one)
 
