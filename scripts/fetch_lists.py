@@ -67,7 +67,7 @@ def fetch(one: Published, by_hand: Path | None) -> bytes:
     """
     if by_hand is None:
         try:
-            with urlopen(one.url) as answer:
+            with urlopen(one.url, timeout=60) as answer:
                 content = answer.read()
         except (OSError, HTTPException) as error:
             raise UserError(
