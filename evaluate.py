@@ -123,8 +123,8 @@ def describe(args: argparse.Namespace, run: Trained, hashers: list[Hasher], imag
     """What was measured: the keys of a result beside its reports."""
     teacher = run.teacher or run
     trained, taught = read_environment(run.folder), read_environment(teacher.folder)
-    # Names rows of their own: runs that learnt from different images are never averaged.
     queries, database = rows_of(images, args.queries)
+    # Names rows of their own: runs that learnt from different images are never averaged.
     elsewhere = {} if run.facts["data"] == images.fingerprint else {"trained_on": run.facts["data"][:12]}
     return {
         "run": str(args.run),

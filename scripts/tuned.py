@@ -1,7 +1,7 @@
 """Which --kd-weight served each method best: ``python -m scripts.tuned results/A results/B``, of scripts/tune.sh.
 
 Means over the seeds, then over the folders' data sets, of what the validation queries said (SSHP); no test query is
-looked at. Prints a table; the defaults of losses/methods.py are its last column.
+looked at. Prints a table, with the best weight in its last column.
 """
 
 from pathlib import Path
