@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import functools
 import importlib
+import itertools
 import multiprocessing
 import os
 import queue
@@ -213,11 +214,11 @@ def check_methods(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> list[Cell]:
+    """Neighbours differ in seed: with --redraw each extracts the views of its own seed, and none waits for another's."""
     cells = []
-    for bits in args.bits:
-        for seed in args.seeds:
-            group = args.runs / f"{bits}bits_seed{seed}"
-            cells += [Cell(m, bits, seed, group / "teacher", group / slug(m)) for m in args.methods]
+    for bits, method, seed in itertools.product(args.bits, args.methods, args.seeds):
+        group = args.runs / f"{bits}bits_seed{seed}"
+        cells.append(Cell(method, bits, seed, group / "teacher", group / slug(method)))
     return cells
 
 
