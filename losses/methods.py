@@ -202,7 +202,7 @@ class Method:
         clusters: it needs the teacher's clusters and masks.
         rotations: it needs rotated views.
         own: options of the command line that no other method heeds.
-        kd_weight: of its term, unless told otherwise.
+        kd_weight: of its term, unless told otherwise: the best on validation queries (results/details/tuning.md).
     """
 
     build: Callable[..., nn.Module]
@@ -212,31 +212,39 @@ class Method:
     kd_weight: float = 1.0
 
 
-def _on_codes(loss: Callable[..., nn.Module], relaxed: bool = False, own: frozenset[str] = frozenset()) -> Method:
+def _on_codes(
+    loss: Callable[..., nn.Module], kd_weight: float, relaxed: bool = False, own: frozenset[str] = frozenset()
+) -> Method:
     return Method(
         lambda both_views, **more: OnCodes(loss(**{name: more[name] for name in own}), both_views, relaxed),
         own=own | {"both_views"},
+        kd_weight=kd_weight,
     )
 
 
-def _with_memory(loss: Callable[..., MemoryLoss | PACKDLoss], own_first: bool, **fixed: int) -> Method:
-    return Method(lambda bits, n_data, **_: WithMemory(loss(bits, bits, n_data, **fixed), NEGATIVES, own_first))
+def _with_memory(
+    loss: Callable[..., MemoryLoss | PACKDLoss], kd_weight: float, own_first: bool, **fixed: int
+) -> Method:
+    return Method(
+        lambda bits, n_data, **_: WithMemory(loss(bits, bits, n_data, **fixed), NEGATIVES, own_first),
+        kd_weight=kd_weight,
+    )
 
 
 NEGATIVES = 500
 METHODS: dict[str, Method] = {
     "none": Method(lambda **_: NoDistillation()),
-    "rkd": _on_codes(RKDLoss),
-    "pkt": _on_codes(PKTLoss),
-    "sp": _on_codes(SPLoss),
-    "kl": _on_codes(lambda kd_temperature: KLLoss(kd_temperature), own=frozenset({"kd_temperature"})),
-    "bce": _on_codes(BCELoss, relaxed=True),
-    "mse": _on_codes(MSELoss, relaxed=True),
-    "cosine": _on_codes(CosineLoss),
-    "crd": _with_memory(CRDLoss, own_first=True, n_negatives=NEGATIVES),
-    "sskd": Method(lambda **_: OnRotations(), rotations=True, own=frozenset({"rotated_views"})),
-    "crcd": _with_memory(CRCDLoss, own_first=True, n_negatives=NEGATIVES),
-    "packd": _with_memory(PACKDLoss, own_first=False),
+    "rkd": _on_codes(RKDLoss, 3),
+    "pkt": _on_codes(PKTLoss, 3000),
+    "sp": _on_codes(SPLoss, 300),
+    "kl": _on_codes(lambda kd_temperature: KLLoss(kd_temperature), 3, own=frozenset({"kd_temperature"})),
+    "bce": _on_codes(BCELoss, 1, relaxed=True),
+    "mse": _on_codes(MSELoss, 10, relaxed=True),
+    "cosine": _on_codes(CosineLoss, 10),
+    "crd": _with_memory(CRDLoss, 0.03, own_first=True, n_negatives=NEGATIVES),
+    "sskd": Method(lambda **_: OnRotations(), rotations=True, own=frozenset({"rotated_views"}), kd_weight=100),
+    "crcd": _with_memory(CRCDLoss, 0.1, own_first=True, n_negatives=NEGATIVES),
+    "packd": _with_memory(PACKDLoss, 0.03, own_first=False),
     "brcd": Method(
         lambda knowledge, options, **_: BRCD(knowledge, options),
         clusters=True,

@@ -214,7 +214,7 @@ def check_methods(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> list[Cell]:
-    """Neighbours differ in seed: with --redraw each extracts the views of its own seed, and none waits for another's."""
+    """Neighbours differ in seed: with --redraw each extracts the views of its own seed and none waits for another."""
     cells = []
     for bits, method, seed in itertools.product(args.bits, args.methods, args.seeds):
         group = args.runs / f"{bits}bits_seed{seed}"

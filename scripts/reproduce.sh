@@ -13,11 +13,13 @@ TABLES="$TABLES cifar10_112 cifar10_112_confirmed cifar10_linear mirflickr"
 TABLES="$TABLES mirflickr_methods mirflickr_bihalf mirflickr_greedyhash mirflickr_itq"
 TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite2 mirflickr_lengths mirflickr_views"
 TABLES="$TABLES mirflickr_fresh tinyimagenet100"
-TABLES="$TABLES cifar10_hardness mirflickr_hardness tinyimagenet100_hardness"
+TABLES="$TABLES cifar10_hardness mirflickr_hardness tinyimagenet100_hardness cifar10_tuning mirflickr_tuning"
+TABLES="$TABLES cifar10_tuned mirflickr_tuned tinyimagenet100_tuned fashionmnist_tuned"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats; if empty the first cell
 ALL="none rkd pkt sp kl crd sskd crcd packd brcd"
+BEFORE="--kd-weight 1 --kd-temperature 4"  # before the tuning
 
 case $TABLE in
     *_masks | *_masks_confirmed | cifar10_112_beyond)
@@ -34,8 +36,14 @@ case " $TABLES " in
         ;;
 esac
 
-export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64
+export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64 STUDENT_FLAGS="$BEFORE"
 case $TABLE in
+    *_tuning | *_tuned)
+        export DATASET="${TABLE%_*}" NAME="$TABLE" FLAGS="--size 128" VIEWS=4 TEACHER_EPOCHS=60 STUDENT_FLAGS=
+        case $DATASET in
+            tinyimagenet100 | fashionmnist) export DATA_DIR="${DATA_DIR:-data/$DATASET}" DATASET=folder ;;
+        esac
+        ;;
     quickstart) export NAME=quickstart_digits VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=100 ;;
     digits) export NAME=compare_digits DATASET=digits SEEDS=0 BITS="16 32 64" VIEWS=6 TEACHER_EPOCHS=100 EPOCHS=60 ;;
     cifar10_auto | cifar10_validations | cifar10_hardness | cifar10_linear) export DATASET=cifar10 NAME="$TABLE" ;;
@@ -51,16 +59,21 @@ case $TABLE in
         ;;
 esac
 case $TABLE in
+    *_tuning) CELLS="" && set -- "brcd --kd-weight 3" ;;
+    *_tuned)
+        export SEEDS="3 4 5 6 7 8 9 10" REDRAW=yes PRIMARY="sshp:kl sshp:rkd ashp:kl ashp:mse"
+        set -- none rkd kl bce mse cosine brcd "brcd --no-mask --kd-weight 3" "brcd --no-mask --no-cluster --kd-weight 3"
+        ;;
     digits) set -- $ALL ;;
     cifar10) export BITS="16 32 64" SEEDS="0 1 2 3 4" && set -- $ALL "brcd --no-mask" ;;
     cifar10_auto) export BITS=16 SEEDS="0 1 2 3 4" && CELLS="" && set -- brcd "brcd --clusters auto" ;;
     cifar10_validations)
-        export STUDENT_FLAGS="--validate-every 2 --patience 15" && set -- none kl brcd "brcd --no-mask"
+        export STUDENT_FLAGS="$BEFORE --validate-every 2 --patience 15" && set -- none kl brcd "brcd --no-mask"
         ;;
-    cifar10_112) export STUDENT_FLAGS="--student-size 112" && set -- $ALL "brcd --no-mask" ;;
+    cifar10_112) export STUDENT_FLAGS="$BEFORE --student-size 112" && set -- $ALL "brcd --no-mask" ;;
     cifar10_112_confirmed)
         CELLS="" && export AGAINST="brcd --no-mask"
-        export STUDENT_FLAGS="--student-size 112" SEEDS="3 4 5 6 7"
+        export STUDENT_FLAGS="$BEFORE --student-size 112" SEEDS="3 4 5 6 7"
         set -- "brcd --no-mask" "brcd --no-mask --hardness 2"
         ;;
     cifar10_ablations)
@@ -70,7 +83,7 @@ case $TABLE in
             "brcd --no-individual" "brcd --no-structural" "brcd --views 4"
         ;;
     cifar10_linear)
-        export BITS="16 32 64" VIEWS=4 TEACHER_EPOCHS=60 FLAGS="--size 128" STUDENT_FLAGS="--head linear"
+        export BITS="16 32 64" VIEWS=4 TEACHER_EPOCHS=60 FLAGS="--size 128" STUDENT_FLAGS="$BEFORE --head linear"
         set -- none rkd kl bce cosine brcd "brcd --no-mask"
         ;;
     cifar10_100epochs)
@@ -90,7 +103,7 @@ case $TABLE in
     mirflickr_methods) export SEEDS="0 1 2 3 4" && set -- $ALL "brcd --no-mask" "brcd --clusters auto" ;;
     # The teacher's objective, and the student's own, which cannot be ITQ.
     mirflickr_bihalf | mirflickr_greedyhash)
-        export TEACHER_HASHING="${TABLE#*_}" STUDENT_FLAGS="--hashing ${TABLE#*_}"
+        export TEACHER_HASHING="${TABLE#*_}" STUDENT_FLAGS="$BEFORE --hashing ${TABLE#*_}"
         set -- none rkd kl brcd "brcd --no-mask"
         ;;
     mirflickr_itq) export TEACHER_HASHING=itq && set -- none rkd kl brcd "brcd --no-mask" ;;
@@ -113,7 +126,7 @@ case $CHECK in
     "") ;;
     --check)
         PUBLISHED=results/$NAME
-        export SEEDS="${SEEDS%% *}" BITS="${BITS##* }" NAME="check_$NAME" RUNS="runs/check_$NAME" AGAINST=
+        export SEEDS="${SEEDS%% *}" BITS="${BITS##* }" NAME="check_$NAME" RUNS="runs/check_$NAME" AGAINST= PRIMARY=
         rm -rf "$RUNS" "results/$NAME"  # else nothing would be repeated
         [ -z "$CELLS" ] && set -- "$1" || set -- $CELLS
         ;;
@@ -125,6 +138,8 @@ esac
 if [ "$TABLE" = quickstart ]; then
     sh scripts/quickstart.sh
     AGAIN=${RUNS:-}
+elif [ -z "$CHECK" ] && [ "$TABLE" != "${TABLE%_tuning}" ]; then
+    sh scripts/tune.sh
 else
     sh scripts/compare.sh "$@"
     AGAIN=results/$NAME

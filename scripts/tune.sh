@@ -5,7 +5,7 @@
 set -eu
 export DATASET="${DATASET:-digits}" BITS="${BITS:-64}" SEEDS="${SEEDS:-0 1 2}" VIEWS="${VIEWS:-4}"
 export NAME="${NAME:-${DATASET}_tuning}" FLAGS="${FLAGS:---size 128}"
-export TEACHER_EPOCHS="${TEACHER_EPOCHS:-60}" EPOCHS="${EPOCHS:-30}"
+export TEACHER_EPOCHS="${TEACHER_EPOCHS:-60}" EPOCHS="${EPOCHS:-30}" STUDENT_FLAGS="--kd-temperature 4"
 
 set -- none
 for weight in 0.1 0.3 1 3 10; do
@@ -13,9 +13,9 @@ for weight in 0.1 0.3 1 3 10; do
     set -- "$@" "rkd --kd-weight $weight" "rkd --both-views --kd-weight $weight"
     set -- "$@" "kl --kd-weight $weight" "kl --both-views --kd-weight $weight"
     set -- "$@" "kl --kd-weight $weight --kd-temperature 1" "kl --kd-weight $weight --kd-temperature 2"
-    set -- "$@" "cosine --kd-weight $weight" "bce --kd-weight $weight"
+    set -- "$@" "bce --kd-weight $weight"
 done
-for weight in 0.3 1 3 10 30; do set -- "$@" "mse --kd-weight $weight"; done
+for weight in 0.3 1 3 10 30; do set -- "$@" "mse --kd-weight $weight" "cosine --kd-weight $weight"; done
 for weight in 0.01 0.03 0.1 0.3 1; do
     set -- "$@" "crd --kd-weight $weight" "crcd --kd-weight $weight" "packd --kd-weight $weight"
 done

@@ -18,12 +18,14 @@ from conftest import ROOT
 import distill
 import train_teacher
 from evaluate import named_options
+from losses.kl import KD_TEMPERATURE
 from losses.methods import METHODS
 from models.trained import Trained
 from retrieval.significance import holm, paired_t, significance, verdict
 from retrieval.tables import label, latex, markdown, order, read_rows, swept, table_of
 from scripts.compare import Cell, slug, student_jobs
 from scripts.report import precision_recall, write_report
+from scripts.tuned import best, read_settings
 from utils.errors import UserError
 from utils.figures import draw_differences
 from utils.options import COLUMN, FREE
@@ -532,6 +534,17 @@ def test_the_best_weight_is_that_of_the_validation_queries_over_all_data_sets(cl
     assert code == "error: 'rkd' at --kd-weight 3 is not in every folder and seed; finish scripts/tune.sh"
 
 
+def test_every_default_weight_is_the_best_of_the_published_tuning():
+    chosen = best(read_settings([ROOT / "results" / f"{name}_tuning" for name in ("cifar10", "mirflickr")]))
+    chosen = chosen[~chosen["name"].str.contains("no-mask")].sort_values("mean", ascending=False)
+    chosen = chosen.assign(method=chosen["name"].str.split().str[0]).drop_duplicates("method").set_index("method")
+    assert {name: METHODS[name].kd_weight for name in chosen.index.drop("none")} == chosen["weight"].drop(
+        "none"
+    ).to_dict()
+    assert set(METHODS) - set(chosen.index) == {"crcd"}  # not finished: results/details/tuning.md
+    assert chosen.loc["kl", "name"] == f"kl kd-temperature={KD_TEMPERATURE}" and chosen.loc["rkd", "name"] == "rkd"
+
+
 # Published tables, repeated
 
 
@@ -579,10 +592,12 @@ def test_tuning_tries_five_weights_of_every_method(tmp_path):
 def test_every_published_table_has_its_command(tmp_path):
     tables = reproduce(tmp_path, "none").stderr.split("there are: ")[1].split()
     published = {rows.parent.name: set(pd.read_csv(rows)["seed"]) for rows in (ROOT / "results").glob("*/rows.csv")}
+    waiting = "".join(re.findall(r"Not run yet: ([^.]*)", (ROOT / "results" / "README.md").read_text()))
     for table in tables:
         done = reproduce(tmp_path, table)
         assert done.returncode == 0, done.stderr
-        assert any(f"--name {name} " in done.stdout or f"/{name}/" in done.stdout for name in published), table
+        written = any(f"--name {name} " in done.stdout or f"/{name}/" in done.stdout for name in published)
+        assert written or f"`{table}`" in waiting, table
         for name in published:
             if f"--name {name} " in done.stdout:
                 words = done.stdout.split()
