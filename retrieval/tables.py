@@ -109,6 +109,9 @@ def _row(result: dict, setting: str, file: Path) -> dict:
         "ndcg": report["ndcg"],
         "precision_radius_2": report["precision_radius_2"],
         **{f"p@{rank}": value for rank, value in report["precision_at"].items()},
+        # Of student and teacher: mAP by the student's matched bits, and how far bits agree.
+        "matched": result["matched"]["map"]["stable/retrieved"] if "matched" in result and setting == "ashp" else None,
+        **{name: result.get(name) if setting == "ashp" else None for name in ("equal_bits", "bit_correlation")},
         "engine": result["engine"],
         "precision": result["precision"],
         "pretrained": result["pretrained"],

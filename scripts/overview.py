@@ -1,22 +1,26 @@
 """BRCD against others in every independent experiment: ``python -m scripts.overview``.
 
-Reads the significance.csv of the tables named here; writes results/overview.png, a forest plot, and prints the matrix
-of results/README.md. Differences are BRCD's mAP minus the other's, means over seeds, each with the 95 % interval of
+Reads the tables named here; writes results/overview.png, a forest plot, and prints the matrix of results/README.md and
+the table of README.md. Differences are BRCD's mAP minus the other's, means over seeds, each with the 95 % interval of
 that comparison alone; significant are only those that their table declared before the runs (``--primary``).
 """
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from retrieval.significance import LEVEL
-from retrieval.tables import markdown
+from retrieval.tables import markdown, table_of
 from utils.errors import UserError, first_line, guarded
 from utils.figures import draw_differences
 from utils.options import Parser
 
+# Every method at its tuned weight.
+TUNED = {"CIFAR-10": "cifar10_tuned"}
 # Folder of results/ and code length; tables that repeat the runs of another are left out.
-EXPERIMENTS = {
+AT_WEIGHT_1 = {
     "CIFAR-10, 16 bits": ("cifar10_lite2_lite0", 16),
     "CIFAR-10, 32 bits": ("cifar10_lite2_lite0", 32),
     "CIFAR-10, 64 bits": ("cifar10_lite2_lite0", 64),
@@ -32,8 +36,11 @@ EXPERIMENTS = {
     "MIRFLICKR, Lite2 → Lite2": ("mirflickr_lite2_lite2", 64),
     "Tiny-ImageNet-100": ("tinyimagenet100_lite2_lite0", 64),
 }
-PANELS = (("sshp", "none"), ("sshp", "kl"), ("sshp", "rkd"), ("ashp", "kl"))
-MATRIX = ("CIFAR-10, 64 bits", "MIRFLICKR", "Tiny-ImageNet-100")
+EXPERIMENTS = {name: (folder, 64) for name, folder in TUNED.items()}
+EXPERIMENTS |= {f"weight 1: {name}": found for name, found in AT_WEIGHT_1.items()}
+PANELS = (("sshp", "none"), ("sshp", "kl"), ("sshp", "rkd"), ("sshp", "mse"), ("ashp", "kl"), ("ashp", "mse"))
+RIVALS = ("none", "kl", "rkd", "mse")  # mse: the best plain alignment of the tuning
+SHOWN = ("teacher", *RIVALS, "brcd", "brcd kd-weight=3.0 no-mask")
 
 
 def read_differences(results: Path, experiments: dict[str, tuple[str, int]]) -> pd.DataFrame:
@@ -58,19 +65,28 @@ def read_differences(results: Path, experiments: dict[str, tuple[str, int]]) -> 
     return pd.concat(tables, ignore_index=True)
 
 
-def matrix(rows: pd.DataFrame, experiments: tuple[str, ...]) -> pd.DataFrame:
-    """Text: a line an experiment, a column for each (setting, method) of the panels."""
+def means(results: Path) -> pd.DataFrame:
+    """Text: a line for each of SHOWN, mAP in SSHP and ASHP of the TUNED tables."""
+    columns = {}
+    for name, folder in TUNED.items():
+        found = pd.read_csv(results / folder / "rows.csv")
+        texts = table_of(found[found["method"].isin(SHOWN)], ["map"]).set_index("method")
+        for setting in ("SSHP", "ASHP"):
+            columns[f"{name}, {setting}"] = texts[f"64 bits {setting} mAP"]
+    return pd.DataFrame(columns).loc[list(SHOWN)].rename_axis("method").reset_index()
+
+
+def matrix(rows: pd.DataFrame, experiments: Iterable[str]) -> pd.DataFrame:
+    """Text: a line an experiment and setting, a column for each of RIVALS."""
     lines = []
-    for name in experiments:
-        mine = rows[rows["experiment"] == name]
-        by_pair = {(one["setting"], one["method"]): one for one in mine.to_dict("records")}
-        line = {"BRCD minus": name, "seeds": str(mine["seeds"].min())}
-        for pair in PANELS:
-            one = by_pair[pair]
+    for name, setting in itertools.product(experiments, ("sshp", "ashp")):
+        mine = rows[(rows["experiment"] == name) & (rows["setting"] == setting)]
+        line = {"BRCD minus": f"{name}, {setting.upper()}", "seeds": str(mine["seeds"].min())}
+        for one in mine[mine["method"].isin(RIVALS)].to_dict("records"):
             text = f"{one['difference']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"
-            line[f"{pair[1]}, {pair[0].upper()}"] = f"**{text}**" if one["significant"] else text
+            line[one["method"]] = f"**{text}**" if one["significant"] else text
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines)[["BRCD minus", "seeds", *RIVALS]]
 
 
 def main() -> None:
@@ -81,7 +97,7 @@ def main() -> None:
     out = args.out or args.results / "overview.png"
     rows = read_differences(args.results, EXPERIMENTS)
     draw_differences(rows, PANELS, out)
-    print(f"{markdown(matrix(rows, MATRIX))}\n\nwrote {out}")
+    print(f"{markdown(matrix(rows, TUNED))}\n\n{markdown(means(args.results))}\n\nwrote {out}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ TABLES="$TABLES mirflickr_lite2_lite1 mirflickr_lite1_lite0 mirflickr_lite2_lite
 TABLES="$TABLES mirflickr_fresh tinyimagenet100"
 TABLES="$TABLES cifar10_hardness mirflickr_hardness tinyimagenet100_hardness cifar10_tuning mirflickr_tuning"
 TABLES="$TABLES cifar10_tuned mirflickr_tuned tinyimagenet100_tuned fashionmnist_tuned"
+TABLES="$TABLES cifar10_unlabelled mirflickr_unlabelled"
 TABLE=${1:-}
 CHECK=${2:-}
 CELLS="none brcd"                   # what --check repeats; if empty the first cell
@@ -38,7 +39,7 @@ esac
 
 export SEEDS="0 1 2" VIEWS=8 TEACHER_EPOCHS=200 EPOCHS=30 BITS=64 STUDENT_FLAGS="$BEFORE"
 case $TABLE in
-    *_tuning | *_tuned)
+    *_tuning | *_tuned | *_unlabelled)
         export DATASET="${TABLE%_*}" NAME="$TABLE" FLAGS="--size 128" VIEWS=4 TEACHER_EPOCHS=60 STUDENT_FLAGS=
         case $DATASET in
             tinyimagenet100 | fashionmnist) export DATA_DIR="${DATA_DIR:-data/$DATASET}" DATASET=folder ;;
@@ -63,6 +64,10 @@ case $TABLE in
     *_tuned)
         export SEEDS="3 4 5 6 7 8 9 10" REDRAW=yes PRIMARY="sshp:kl sshp:rkd ashp:kl ashp:mse"
         set -- none rkd kl bce mse cosine brcd "brcd --no-mask --kd-weight 3" "brcd --no-mask --no-cluster --kd-weight 3"
+        ;;
+    *_unlabelled)
+        export SEEDS="3 4 5 6 7 8 9 10" REDRAW=yes FLAGS="$FLAGS --select-by features"
+        set -- none brcd "brcd --clusters auto"
         ;;
     digits) set -- $ALL ;;
     cifar10) export BITS="16 32 64" SEEDS="0 1 2 3 4" && set -- $ALL "brcd --no-mask" ;;

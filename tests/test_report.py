@@ -224,6 +224,15 @@ def test_the_records_hold_arguments_and_epochs_of_students_and_teachers(tmp_path
     assert log["loss"].tolist() == [3.5, 2.5] * 2 and log["run"].nunique() == 2
 
 
+def test_how_far_bits_agree_stands_in_the_rows_of_ashp(tmp_path):
+    file = result(tmp_path)
+    content = json.loads(file.read_text())
+    content |= {"matched": {"map": {"stable/retrieved": 0.45}}, "equal_bits": 0.8, "bit_correlation": 0.6}
+    file.write_text(json.dumps(content))
+    found = read_rows([file]).set_index("setting")[["matched", "equal_bits", "bit_correlation"]]
+    assert found.loc["ashp"].tolist() == [0.45, 0.8, 0.6] and found.loc["sshp"].isna().all(axis=None)
+
+
 def test_several_labels_an_image_get_ndcg_in_the_table(tmp_path):
     text = write_report(read_rows([result(tmp_path, multi_label=True)]), tmp_path / "out")
     assert "16 bits SSHP NDCG" in text and "0.4000" in text
@@ -401,13 +410,14 @@ def test_the_overview_has_each_experiment_seen_from_brcd(cli, tmp_path):
         "none": (0.4, 0.4101, 0.4201),
         "kl": (0.49, 0.53, 0.51),
         "rkd": (0.6, 0.7, 0.65),
+        "mse": (0.5, 0.5, 0.53),
     }
     for name, lengths, primary in (("one", [64], ()), ("two", [16, 128], ["sshp:none", "sshp:kl"])):
         (tmp_path / name).mkdir()
         runs = [(m, s, b, v) for m, row in values.items() for s, v in enumerate(row) for b in lengths]
         write_report(read_rows([result(tmp_path / name, *run) for run in runs]), tmp_path / name, primary=primary)
     found = overview.read_differences(tmp_path, {"first": ("one", 64), "second": ("two", 128)})
-    assert list(dict.fromkeys(found["experiment"])) == ["first", "second"] and len(found) == 2 * 2 * 3
+    assert list(dict.fromkeys(found["experiment"])) == ["first", "second"] and len(found) == 2 * 2 * 4
     none = found[(found["method"] == "none") & (found["setting"] == "sshp")]
     assert (none["difference"] > 0.09).all() and (none["low"] < none["difference"]).all()
     assert (none["difference"] < none["high"]).all()
@@ -415,12 +425,15 @@ def test_the_overview_has_each_experiment_seen_from_brcd(cli, tmp_path):
     assert found["significant"].sum() == 1
     draw_differences(found, overview.PANELS, tmp_path / "forest.png")
     assert (tmp_path / "forest.png").read_bytes().startswith(b"\x89PNG")
-    first, second = overview.matrix(found, ("first", "second")).to_dict("records")
-    assert first["none, SSHP"].startswith("+0.0999 (") and second["none, SSHP"].startswith("**+0.0999 (")
-    assert first["rkd, SSHP"].startswith("-0.1400 (") and first["seeds"] == "3"
+    first, _, second, asymmetric = overview.matrix(found, ("first", "second")).to_dict("records")
+    assert first["none"].startswith("+0.0999 (") and second["none"].startswith("**+0.0999 (")
+    assert first["rkd"].startswith("-0.1400 (") and first["seeds"] == "3"
+    assert asymmetric["BRCD minus"] == "second, ASHP" and not asymmetric["none"].startswith("**")
 
 
 def test_the_published_overview_is_that_of_its_tables(cli, tmp_path):
+    from scripts import overview
+
     code, out = cli("scripts.overview", "--results", ROOT / "results", "--out", tmp_path / "overview.png")
     assert code == 0 and (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
     printed = [line for line in out.splitlines() if line.startswith("| ") and "(" in line]
@@ -429,6 +442,12 @@ def test_the_published_overview_is_that_of_its_tables(cli, tmp_path):
         numbers = re.findall(r"[-+]0(\.\d{4})", line)
         (row,) = [row for row in published.splitlines() if row.startswith(line.split("|")[1].join("||"))]
         assert re.findall(r"[-+](\.\d{4})", row) == numbers
+    front = (ROOT / "README.md").read_text().split("\n## Results\n")[1].split("\n## ")[0]
+    told, printed = (
+        [re.findall(r"\d\.\d{4}", line) for line in text.splitlines() if line.startswith("| ") and "±" in line]
+        for text in (front, out)
+    )
+    assert told == printed and len(told) == len(overview.SHOWN)
     code, _ = cli("scripts.overview", "--results", tmp_path)
     assert code.startswith("error: ") and "significance.csv: not what scripts.report writes" in code
 

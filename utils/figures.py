@@ -210,7 +210,7 @@ def draw_differences(rows: pd.DataFrame, panels: tuple[tuple[str, str], ...], pa
     """BRCD minus another in mAP: a line an experiment, a panel for each (setting, method); ``rows``: overview's. An
     interval that leaves its panel ends in an arrow."""
     experiments = list(dict.fromkeys(rows["experiment"]))
-    size = (2.3 * len(panels) + 2.2, 0.27 * len(experiments) + 1)
+    size = (1.9 * len(panels) + 2.4, 0.27 * len(experiments) + 1)
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
         for ax, (setting, method) in zip(axes[0], panels, strict=True):
@@ -225,8 +225,9 @@ def draw_differences(rows: pd.DataFrame, panels: tuple[tuple[str, str], ...], pa
                     if abs(value) > reach:
                         ax.plot(np.copysign(0.98 * reach, value), y, "<" if value < 0 else ">", color=colour, ms=6)
             ax.axvline(0, color="0.3", lw=1)
-            ax.set(title=f"{setting.upper()}: BRCD − {method}", xlim=(-reach, reach))
-            ax.locator_params("x", nbins=5)
+            ax.set(xlim=(-reach, reach))
+            ax.set_title(f"{setting.upper()}: BRCD − {method}", fontsize=9)
+            ax.locator_params("x", nbins=4)
         axes[0, 0].set_yticks(range(len(experiments)), experiments, fontsize=8)
         axes[0, 0].invert_yaxis()
         figure.supxlabel("difference in mAP with its 95 % interval; filled: a declared claim, p < 0.05", fontsize=8)
