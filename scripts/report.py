@@ -134,7 +134,7 @@ def write_tables(
                 file.write("\n\n".join(contents) + "\n")
     if any(map(len, compared)):
         with written_aside(out / "significance.csv", "w") as file:
-            pd.concat(compared).to_csv(file, index=False, float_format="%.5f")
+            pd.concat(compared).to_csv(file, index=False, float_format="%.7f")
     return "\n\n".join(texts)
 
 
