@@ -12,9 +12,10 @@ def correlations(student: Array, teacher: Array) -> np.ndarray:
     A bit that is the same for all images correlates with nothing: 0.
     """
     s, t = (bits_of(codes).astype(np.float64) for codes in (student, teacher))
-    s, t = s - s.mean(axis=0), t - t.mean(axis=0)
-    size = np.sqrt((s**2).sum(axis=0)[:, None] * (t**2).sum(axis=0))  # [b, b]
-    return np.divide(s.T @ t, size, out=np.zeros_like(size), where=size > 0)
+    p, q = s.mean(axis=0)[:, None], t.mean(axis=0)  # [b, 1], [b]
+    size = np.sqrt(p * (1 - p) * q * (1 - q))  # [b, b]
+    # Sums of 0 and 1 are exact, so the result has the same bits on any number of threads.
+    return np.divide(s.T @ t / len(s) - p * q, size, out=np.zeros_like(size), where=size > 0)
 
 
 def agreement(student: Array, teacher: Array) -> dict[str, float]:

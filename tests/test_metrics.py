@@ -224,6 +224,8 @@ def test_bits_are_matched_to_the_teachers():
     order, sign = match_bits(student, teacher)
     after = agreement(student[:, order] * sign, teacher)
     assert after["equal_bits"] == pytest.approx(0.9) and after["bit_correlation"] == pytest.approx(0.8, abs=0.02)
+    shuffled = np.random.RandomState(3).permutation(400)
+    assert agreement(student[shuffled], teacher[shuffled]) == before  # in every bit
     assert agreement(teacher, teacher) == {"equal_bits": 1.0, "bit_correlation": pytest.approx(1.0)}
     assert agreement(np.ones((5, 3)), teacher[:5, :3])["bit_correlation"] == 0
 
