@@ -18,7 +18,7 @@ from utils.figures import draw_differences
 from utils.options import Parser
 
 # Every method at its tuned weight.
-TUNED = {"CIFAR-10": "cifar10_tuned"}
+TUNED = {"CIFAR-10": "cifar10_tuned", "MIRFLICKR": "mirflickr_tuned"}
 # Folder of results/ and code length; tables that repeat the runs of another are left out.
 AT_WEIGHT_1 = {
     "CIFAR-10, 16 bits": ("cifar10_lite2_lite0", 16),
