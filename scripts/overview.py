@@ -13,6 +13,7 @@ import pandas as pd
 
 from retrieval.significance import LEVEL
 from retrieval.tables import markdown, table_of
+from scripts.join import read_rows
 from utils.errors import UserError, first_line, guarded
 from utils.figures import draw_differences
 from utils.options import Parser
@@ -69,7 +70,7 @@ def means(results: Path) -> pd.DataFrame:
     """Text: a line for each of SHOWN, mAP in SSHP and ASHP of the TUNED tables."""
     columns = {}
     for name, folder in TUNED.items():
-        found = pd.read_csv(results / folder / "rows.csv")
+        found = read_rows([results / folder])
         texts = table_of(found[found["method"].isin(SHOWN)], ["map"]).set_index("method")
         for setting in ("SSHP", "ASHP"):
             columns[f"{name}, {setting}"] = texts[f"64 bits {setting} mAP"]

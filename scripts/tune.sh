@@ -5,7 +5,8 @@
 set -eu
 export DATASET="${DATASET:-digits}" BITS="${BITS:-64}" SEEDS="${SEEDS:-0 1 2}" VIEWS="${VIEWS:-4}"
 export NAME="${NAME:-${DATASET}_tuning}" FLAGS="${FLAGS:---size 128}"
-export TEACHER_EPOCHS="${TEACHER_EPOCHS:-60}" EPOCHS="${EPOCHS:-30}" STUDENT_FLAGS="--kd-temperature 4"
+export TEACHER_EPOCHS="${TEACHER_EPOCHS:-60}" EPOCHS="${EPOCHS:-30}"
+export STUDENT_FLAGS="${STUDENT_FLAGS:-} --kd-temperature 4"  # of KL, where no other is named
 
 set -- none
 for weight in 0.1 0.3 1 3 10; do
